@@ -1,0 +1,266 @@
+"""From a Program and the layout of its arguments to kernels: STAGES is the compiler's table of contents.
+
+Each stage is a function from one frozen `State` to the next, and what it adds can be printed. An observer, where given,
+sees (stage, state before, state after, seconds); `explain` is only an observer that prints.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from lowering import tile_ir
+from lowering.kernel_source import KernelSource
+from lowering.normalize import extents, normalize
+from lowering.plan import Plan, contraction, plain
+from lowering.plan import plan as make_plan
+from lowering.schedule import Schedule, default_schedule
+from lowering.targets import TARGETS, Target
+from lowering.tiling import Memory, identity, tile
+from lowering.torch_source import literal_shape, parameters, torch_source
+from lowering.triton_source import triton_source
+from tdsl.dtypes import dtype_of, written
+from tdsl.infer import Inferred, Spec, infer, resolve
+from tdsl.ir import REDUCTION_OF, Index, Program, Statement, statements
+from tdsl.ops import DTYPES
+from tdsl.ssa import ssa
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """A tensor that is made before a kernel runs. fill: None where the kernel writes every element."""
+
+    tensor: str
+    shape: tuple[int, ...]
+    dtype: str
+    fill: float | int | bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One kernel, ready to print. direct: tensors that torch code defines whole. integers: values of the Triton kernel's sizes and strides."""
+
+    tile: tile_ir.Kernel
+    allocate: tuple[Allocation, ...]
+    direct: frozenset[str]
+    source: KernelSource | None = None
+    integers: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What is known after each stage. strides: of the arguments, in elements. values: integer scalars that sizes depend on."""
+
+    program: Program
+    specs: Mapping[str, Spec]
+    strides: Mapping[str, tuple[int, ...]]
+    target: Target
+    values: Mapping[str, int]
+    schedules: Mapping[str, Schedule] = field(default_factory=dict)
+    input_precision: str = "ieee"
+    saved: frozenset[str] = frozenset()
+    inferred: Inferred | None = None
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    dtypes: Mapping[str, str] = field(default_factory=dict)
+    stored: Mapping[str, str] = field(default_factory=dict)
+    plan: Plan | None = None
+    steps: tuple[Step, ...] = ()
+    text: str = ""
+
+
+Observer = Callable[[str, State, State, float], None]
+
+
+def compile_program(
+    program: Program,
+    specs: Mapping[str, Spec],
+    strides: Mapping[str, tuple[int, ...]],
+    target: str,
+    values: Mapping[str, int] | None = None,
+    *,
+    schedules: Mapping[str, Schedule] | None = None,
+    input_precision: str = "ieee",
+    stored: Mapping[str, str] | None = None,
+    saved: frozenset[str] = frozenset(),
+    observer: Observer | None = None,
+) -> State:
+    """Runs STAGES on a flat program (after tdsl.expand and tdsl.ssa). target: a name of targets.TARGETS.
+
+    saved: outputs that are residuals: like intermediates, they keep the dtype that they are computed in. stored: inputs
+    whose dtype in memory is another than the one that promotion takes them for (residuals again).
+
+    Raises Unsupported for what the compiler cannot do yet, and whatever tdsl.infer raises.
+    """
+    state = State(program, specs, strides, TARGETS[target], dict(values or {}), dict(schedules or {}), input_precision, saved, stored=dict(stored or {}))
+    for name, stage in STAGES:
+        started = time.perf_counter()
+        after = stage(state)
+        if observer is not None:
+            observer(name, state, after, time.perf_counter() - started)
+        state = after
+    return state
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The stages
+
+
+def resolve_ranges(state: State) -> State:
+    """Every range gets numbers; shapes and dtypes of all tensors."""
+    inferred = infer(state.program, state.specs, state.values)
+    return replace(state, inferred=inferred, program=resolve(state.program, inferred), shapes=inferred.shapes, dtypes=inferred.dtypes)
+
+
+def normalize_statements(state: State) -> State:
+    """Loops from zero, pairwise contractions, elementwise producers inlined; shapes and dtypes of what that introduced."""
+    program = normalize(ssa(state.program, state.shapes), state.dtypes, fuses=state.target.backend != "cpu")
+    shapes, dtypes = dict(state.shapes), dict(state.dtypes)
+    assert state.inferred is not None
+    for s in statements(program.body):
+        name = s.target.tensor
+        if name not in shapes:
+            size = extents(s)
+            shapes[name] = tuple(size[i.name] for i in s.target.subscripts if isinstance(i, Index))
+            ranks = {t: -1 if t in state.inferred.weak else len(shape) for t, shape in shapes.items()}
+            dtypes[name] = written(s.op, dtype_of(s.value, dtypes, ranks), None)
+    return replace(state, program=program, shapes=shapes, dtypes=dtypes, stored={**state.stored, **_stored(program, dtypes, state.saved)})
+
+
+def _stored(program: Program, dtypes: Mapping[str, str], saved: frozenset[str]) -> dict[str, str]:
+    """Intermediate reductions that are no matrix products stay in the dtype that they are computed in: they are small, and a
+    maximum is compared with what it was taken of."""
+    outside = {*program.inputs, *program.results} - saved
+    return {
+        s.target.tensor: DTYPES[dtypes[s.target.tensor]].compute
+        for s in statements(program.body)
+        if s.target.tensor not in outside and s.reduced and contraction(s) is None and DTYPES[dtypes[s.target.tensor]].kind == "float"
+    }
+
+
+def plan_kernels(state: State) -> State:
+    """Statements into kernels."""
+    return replace(state, plan=make_plan(state.program, state.shapes, {**state.dtypes, **state.stored}))
+
+
+def tile_kernels(state: State) -> State:
+    """Each kernel gets its schedule and becomes tile IR; tensors are allocated before the kernel that writes them first."""
+    assert state.plan is not None and state.inferred is not None
+    exact = state.target.backend == "cpu"
+    strides = {name: state.strides.get(name) or contiguous(shape) for name, shape in state.shapes.items()}
+    counts = Counter(s.target.tensor for s in statements(state.program.body))
+    memory = Memory(
+        state.shapes,
+        strides,
+        state.dtypes,
+        state.inferred.weak,
+        by_value=exact or "float64" not in state.dtypes.values(),
+        updated=frozenset(t for t, n in counts.items() if n > 1 or t in state.program.inputs),
+        stored=state.stored,
+    )
+    made = set(state.program.inputs)
+    steps = []
+    for kernel in state.plan.kernels:
+        # The first write of a tensor sets its elements; later ones go into what stands there.
+        here = replace(memory, updated=frozenset(t for t in memory.updated if t in made))
+        schedule = state.schedules.get(kernel.name) or default_schedule(kernel, strides, {**state.dtypes, **state.stored}, state.target)
+        tiled = replace(tile(kernel, schedule, here, exact=exact), input_precision=state.input_precision)
+        allocate, direct = [], set()
+        for s in kernel.statements:
+            name = s.target.tensor
+            if name not in kernel.stores or name in made:
+                continue
+            made.add(name)
+            whole = covers(s, state.shapes[name])
+            fill = None if whole else identity(REDUCTION_OF.get(s.op, "sum"), state.dtypes[name])
+            if exact and whole and name not in memory.updated and all(a.role == "whole" for a in tiled.axes):
+                direct.add(name)
+            allocate.append(Allocation(name, state.shapes[name], memory.storage(name), fill))
+        steps.append(Step(tiled, tuple(allocate), frozenset(direct)))
+    return replace(state, steps=tuple(steps))
+
+
+def covers(s: Statement, shape: tuple[int, ...]) -> bool:
+    """Whether a statement writes every element of its target."""
+    size = extents(s)
+    return plain(s.target) and all(isinstance(i, Index) and size[i.name] == n for i, n in zip(s.target.subscripts, shape, strict=True))
+
+
+def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The strides of a dense row-major tensor."""
+    return tuple(math.prod(shape[d + 1 :]) for d in range(len(shape)))
+
+
+def print_kernels(state: State) -> State:
+    """The kernels as source: Triton modules, or one torch module."""
+    if state.target.backend == "cpu":
+        return replace(state, text=torch_module(state))
+    steps = []
+    for step in state.steps:
+        source, integers = triton_source(step.tile)
+        steps.append(replace(step, source=source, integers=integers))
+    return replace(state, steps=tuple(steps), text="\n\n".join(s.source.source for s in steps if s.source))
+
+
+STAGES: tuple[tuple[str, Callable[[State], State]], ...] = (
+    ("infer", resolve_ranges),
+    ("normalize", normalize_statements),
+    ("plan", plan_kernels),
+    ("tile", tile_kernels),
+    ("source", print_kernels),
+)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The torch module of a whole program
+
+
+def torch_module(state: State) -> str:
+    """A Python module whose function `run(*inputs)` returns the outputs of the program, in order."""
+    names = {name: f"x{n}" if not _identifier(name).isidentifier() else _identifier(name) for n, name in enumerate(state.program.inputs)}
+    taken = set(names.values()) | {s.tile.name for s in state.steps}
+    parts = [torch_source(step.tile, step.direct) for step in state.steps]
+    lines = [f"def run({', '.join(names.values())}):"]
+    last = {t: n for n, step in enumerate(state.steps) for t in (b.tensor for b in step.tile.buffers)}
+
+    def name_of(tensor: str) -> str:
+        if tensor not in names:
+            name = _identifier(tensor)
+            while name in taken:
+                name += "_"
+            taken.add(name)
+            names[tensor] = name
+        return names[tensor]
+
+    for n, step in enumerate(state.steps):
+        for a in step.allocate:
+            if a.tensor not in step.direct:
+                made = "empty(" if a.fill is None else "full("
+                fill = "" if a.fill is None else f", {_literal(a.fill)}"
+                lines.append(f"    {name_of(a.tensor)} = torch.{made}{literal_shape(a.shape)}{fill}, dtype=torch.{a.dtype})")
+        call = f"{step.tile.name}({', '.join(name_of(b.tensor) for b in parameters(step.tile, step.direct))})"
+        results = [name_of(b.tensor) for b in step.tile.buffers if b.tensor in step.direct]
+        lines.append(f"    {', '.join(results) + ' = ' if results else ''}{call}")
+        ended = [names[b.tensor] for b in step.tile.buffers if last[b.tensor] == n and b.tensor not in (*state.program.inputs, *state.program.results)]
+        if ended and n + 1 < len(state.steps):
+            lines.append(f"    del {', '.join(ended)}")
+    results = []
+    seen: set[str] = set()
+    for tensor in state.program.results:
+        copied = tensor in state.program.inputs or tensor in seen
+        results.append(f"{name_of(tensor)}.clone()" if copied else name_of(tensor))
+        seen.add(tensor)
+    lines.append(f"    return ({''.join(r + ', ' for r in results)})")
+    return "\n\n".join(["import math\n\nimport torch", *parts, "\n".join(lines)]) + "\n"
+
+
+def _identifier(name: str) -> str:
+    return name.replace(".", "_")
+
+
+def _literal(value: float | int | bool) -> str:
+    if isinstance(value, float) and math.isinf(value):
+        return "math.inf" if value > 0 else "-math.inf"
+    return repr(value)

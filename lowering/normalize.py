@@ -1,0 +1,290 @@
+"""Statements with resolved ranges -> statements that the planner can place: loops from zero, pairwise contractions.
+
+    for i in 2:9:  Y[i] = X[i+1]                    -->   for i in 0:7:  Y[i+2] = X[i+3]
+    for i, j, k, l:  Y[i,l] += A[i,j]*B[j,k]*C[k,l]  -->   Y.c1[i,k] += A[i,j]*B[j,k];  Y[i,l] += Y.c1[i,k]*C[k,l]
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+
+from tdsl.errors import Unsupported
+from tdsl.ir import (
+    Access,
+    Call,
+    Clamp,
+    Const,
+    Expr,
+    Index,
+    Loop,
+    Pad,
+    Program,
+    Range,
+    Statement,
+    children,
+    free_indices,
+    fresh_name,
+    rebuild,
+    statements,
+    substitute,
+    walk,
+)
+from tdsl.ops import OPS
+from tdsl.simplify import drop_dead, simplify_expr
+
+# Producers cheaper than this many multiply-adds per element are always recomputed inside their consumers.
+CHEAP = 3.0
+
+
+def normalize(program: Program, dtypes: Mapping[str, str], *, fuses: bool) -> Program:
+    """`program` (flat, resolved) with loops from zero, products of many factors in the cheapest pairwise order, and
+    elementwise producers inside their consumers.
+
+    fuses: whether the executor keeps chains of operations in registers; one that does not (whole tensors on a CPU)
+    recomputes a producer only where it has a single use. Raises Unsupported for ordered and ragged loops.
+    """
+    body = tuple(integer_sum(unused_range(from_zero(s)), dtypes) for s in checked(program))
+    program = replace(program, body=tuple(part for s in body for part in contraction_order(s, body)))
+    return drop_dead(inline(program, fuses=fuses))
+
+
+def checked(program: Program) -> tuple[Statement, ...]:
+    """The statements, after refusing what no kernel can run yet."""
+    for node in program.body:
+        if isinstance(node, Loop):
+            raise Unsupported("an ordered loop cannot be compiled yet (lowering)", span=node.span, help='run it with backend="reference"')
+    for s in statements(program.body):
+        for r in s.ranges:
+            if not (isinstance(r.lo, Const) and isinstance(r.hi, Const)):
+                raise Unsupported(
+                    f"the range of {r.index} depends on other indices or on tensor values, which cannot be compiled yet (lowering)",
+                    span=r.span or s.span,
+                    help='use a mask, where(j < n[i], .., 0), or backend="reference"',
+                )
+    return tuple(statements(program.body))
+
+
+def extents(s: Statement) -> dict[str, int]:
+    """How many values each loop index takes, for a statement with constant ranges from zero."""
+    return {r.index: int(r.hi.value) for r in s.ranges if isinstance(r.hi, Const)}
+
+
+def from_zero(s: Statement) -> Statement:
+    """`for i in lo:hi: f(i)` --> `for i in 0:hi-lo: f(i+lo)`."""
+    to: dict[str, Expr] = {}
+    ranges = []
+    for r in s.ranges:
+        assert isinstance(r.lo, Const) and isinstance(r.hi, Const)
+        lo = int(r.lo.value)
+        if lo:
+            to[r.index] = Call("add", (Index(r.index), Const(lo)))
+        ranges.append(Range(r.index, Const(0), Const(max(0, int(r.hi.value) - lo))))
+    target = simplify_expr(substitute(s.target, to))
+    assert isinstance(target, Access)
+    return replace(s, ranges=tuple(ranges), target=target, value=simplify_expr(substitute(s.value, to)))
+
+
+def unused_range(s: Statement) -> Statement:
+    """`for i, k in 0:K: Y[i] += f(i)` --> `for i: Y[i] += K * f(i)`; a maximum or minimum just drops the range."""
+    used = {*free_indices(s.target), *free_indices(s.value)}
+    idle = {i: n for i, n in extents(s).items() if i not in used}
+    if not idle or s.op in ("=", "*=") or 0 in idle.values():
+        return s
+    value = Call("mul", (Const(math.prod(idle.values())), s.value)) if s.op == "+=" else s.value
+    return replace(s, ranges=tuple(r for r in s.ranges if r.index not in idle), value=simplify_expr(value))
+
+
+def integer_sum(s: Statement, dtypes: Mapping[str, str]) -> Statement:
+    """A sum that is an int64 sums int64 terms, whatever narrower integers or booleans they come from."""
+    if s.op in ("+=", "*=") and dtypes.get(s.target.tensor) == "int64":
+        return replace(s, value=Call("int64", (s.value,)))
+    return s
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Contraction order
+
+
+def factors(value: Expr) -> list[Expr]:
+    """The factors of a product; the divisor of a quotient is a factor 1/b, and a sign is a factor -1."""
+    if isinstance(value, Call) and value.op == "mul":
+        return [f for arg in value.args for f in factors(arg)]
+    if isinstance(value, Call) and value.op == "div":
+        return [*factors(value.args[0]), Call("div", (Const(1), value.args[1]))]
+    if isinstance(value, Call) and value.op == "neg":
+        return [Const(-1), *factors(value.args[0])]
+    return [value]
+
+
+def product(terms: list[Expr]) -> Expr:
+    """The product of some factors; 1/b divides."""
+    result: Expr | None = None
+    divisors: list[Expr] = []
+    for term in terms:
+        match term:
+            case Call(op="div", args=(Const(value=1), b)):
+                divisors.append(b)
+            case _:
+                result = term if result is None else Call("mul", (result, term))
+    result = Const(1) if result is None else result
+    for b in divisors:
+        result = Call("div", (result, b))
+    return simplify_expr(result)
+
+
+def groups(terms: list[Expr]) -> list[tuple[frozenset[str], list[Expr]]]:
+    """Factors by the indices they vary along; a group whose indices are among another's joins it (a prologue of that operand)."""
+    by_set: dict[frozenset[str], list[Expr]] = {}
+    for term in terms:
+        by_set.setdefault(frozenset(free_indices(term)), []).append(term)
+    maximal = [key for key in by_set if not any(key < other for other in by_set)]
+    return [(key, [t for other, ts in by_set.items() if _home(other, maximal) == key for t in ts]) for key in maximal]
+
+
+def _home(key: frozenset[str], maximal: list[frozenset[str]]) -> frozenset[str]:
+    return min((m for m in maximal if key <= m), key=len)
+
+
+def contraction_order(s: Statement, body: tuple[Statement, ...]) -> list[Statement]:
+    """A sum over a product of three or more operands, split where pairs cost fewer multiply-adds (opt_einsum finds the order)."""
+    if s.op != "+=" or not s.reduced:
+        return [s]
+    size = extents(s)
+    if math.prod(size.values()) < 4096:
+        return [s]
+    before, s = private_sums(s, body)
+    operands = groups(factors(s.value))
+    if len(operands) < 3:
+        return [*before, s]
+    return [*before, *pairwise(s, operands, (*body, *before))]
+
+
+def private_sums(s: Statement, body: tuple[Statement, ...]) -> tuple[list[Statement], Statement]:
+    """An operand's reduced indices that no other operand has are summed first:
+    `Y[i,j] += A[i,k,l] * B[k,j]` --> `Y.c1[i,k] += A[i,k,l];  Y[i,j] += Y.c1[i,k] * B[k,j]`."""
+    operands = groups(factors(s.value))
+    if len(operands) < 2:
+        return [], s
+    taken = _names(body)
+    before: list[Statement] = []
+    terms: list[Expr] = []
+    gone: set[str] = set()
+    for key, inside in operands:
+        others = frozenset().union(*(k for k, _ in operands if k is not key))
+        private = {i for i in s.reduced if i in key and i not in others}
+        if not private:
+            terms += inside
+            continue
+        gone |= private
+        name = fresh_name(f"{s.target.tensor}.c1", taken)
+        taken.add(name)
+        target = Access(name, tuple(Index(i) for i in s.indices if i in key - private))
+        before.append(Statement(tuple(r for r in s.ranges if r.index in key), target, "+=", product(inside), s.span))
+        terms.append(target)
+    if not before:
+        return [], s
+    op = s.op if set(s.reduced) - gone else "="
+    return before, replace(s, value=product(terms), ranges=tuple(r for r in s.ranges if r.index not in gone), op=op)
+
+
+def _names(body: tuple[Statement, ...]) -> set[str]:
+    return {t.target.tensor for t in body} | {a.tensor for e in body for a in walk(e.value) if isinstance(a, Access)}
+
+
+def pairwise(s: Statement, operands: list[tuple[frozenset[str], list[Expr]]], body: tuple[Statement, ...]) -> list[Statement]:
+    """The statements of the cheapest pairwise order, or `s` itself where no order is cheaper than its own loop nest."""
+    import opt_einsum
+
+    size = extents(s)
+    naive = math.prod(size.values())
+
+    output = frozenset(free_indices(s.target))
+    names = {index: opt_einsum.get_symbol(n) for n, index in enumerate(size)}
+    equation = ",".join("".join(names[i] for i in sorted(key)) for key, _ in operands)
+    equation += "->" + "".join(names[i] for i in sorted(output & frozenset().union(*(k for k, _ in operands))))
+    shapes = [tuple(size[i] for i in sorted(key)) for key, _ in operands]
+    path, info = opt_einsum.contract_path(equation, *shapes, shapes=True, optimize="auto")
+    taken = _names(body)
+    pending = [(key, product(terms)) for key, terms in operands]
+    out: list[Statement] = []
+    for step, positions in enumerate(path):
+        chosen = [pending.pop(p) for p in sorted(positions, reverse=True)]
+        value = product([f for _, e in reversed(chosen) for f in factors(e)])
+        if step == len(path) - 1:
+            out.append(replace(s, value=value, ranges=tuple(r for r in s.ranges if r.index in {*output, *free_indices(value)})))
+            break
+        used = frozenset().union(*(key for key, _ in chosen))
+        kept = tuple(i for i in size if i in used and (i in output or any(i in key for key, _ in pending)))
+        name = fresh_name(f"{s.target.tensor}.c1", taken)
+        taken.add(name)
+        target = Access(name, tuple(Index(i) for i in kept))
+        op = "=" if set(kept) == used else "+="
+        out.append(Statement(tuple(r for r in s.ranges if r.index in used), target, op, value, s.span))
+        pending.append((frozenset(kept), target))
+    cost = sum(math.prod(extents(t).values()) for t in out)
+    return out if cost < naive else [s]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Inlining
+
+
+def cost(expr: Expr) -> float:
+    """Multiply-adds per element of an expression, subscripts left out."""
+    if isinstance(expr, Access):
+        return 0.0
+    own = OPS[expr.op].cost if isinstance(expr, Call) else 0.0
+    return own + sum(cost(e) for e in children(expr))
+
+
+def inline(program: Program, *, fuses: bool) -> Program:
+    """`T[i] = f(i); Y[j] = g(T[j])` --> `Y[j] = g(f(j))`, where T is no output and written once, whole, by an elementwise statement."""
+    body = list(statements(program.body))
+    writes = Counter(s.target.tensor for s in body)
+    uses = Counter(a.tensor for s in body for e in (s.value, *s.target.subscripts) for a in walk(e) if isinstance(a, Access))
+    fixed = set(program.results) | _exact(body) | _indirect(body)
+    definitions: dict[str, Statement] = {}
+    result = []
+    for s in body:
+        s = replace(s, value=simplify_expr(_inlined(s.value, definitions)))
+        result.append(s)
+        name = s.target.tensor
+        plain = [i.name for i in s.target.subscripts if isinstance(i, Index)]
+        elementwise = (s.op == "=" or not s.reduced) and s.op in ("=", "+=") and len({*plain}) == len(s.target.subscripts)
+        whole = set(plain) == set(s.indices)
+        if elementwise and whole and writes[name] == 1 and name not in fixed:
+            used_twice = uses[name] > 1 and not fuses
+            if cost(s.value) <= (0 if used_twice else CHEAP) or not used_twice:
+                definitions[name] = s
+    return replace(program, body=tuple(result))
+
+
+def _inlined(expr: Expr, definitions: Mapping[str, Statement]) -> Expr:
+    expr = rebuild(expr, lambda e: _inlined(e, definitions))
+    if isinstance(expr, Access) and expr.tensor in definitions:
+        s = definitions[expr.tensor]
+        to = {i.name: e for i, e in zip(s.target.subscripts, expr.subscripts, strict=True) if isinstance(i, Index)}
+        return substitute(s.value, to)
+    return expr
+
+
+def _exact(body: list[Statement]) -> set[str]:
+    """Tensors that are compared for equality: two evaluations of one formula may round differently, so these are stored."""
+    return {
+        a.tensor for s in body for e in walk(s.value) if isinstance(e, Call) and e.op in ("eq", "ne") for arg in e.args for a in walk(arg) if isinstance(a, Access)
+    }
+
+
+def _indirect(body: list[Statement]) -> set[str]:
+    """Tensors read through pad or clamp, or as a subscript: their elements are picked out, so they are stored."""
+    found = set()
+    for s in body:
+        for e in (x for top in (s.value, s.target) for x in walk(top)):
+            if isinstance(e, Access):
+                if any(isinstance(i, Pad | Clamp) for i in e.subscripts):
+                    found.add(e.tensor)
+                found |= {a.tensor for i in e.subscripts for a in walk(i) if isinstance(a, Access)}
+    return found

@@ -1,0 +1,298 @@
+"""Which statements share a kernel, and which tensors live in memory.
+
+A kernel runs one or more statements for each element of its grid indices; all its other indices are walked inside.
+Statements join where one reads what the other computes for the same grid element:
+
+    S[i,j] += A[i,k]*B[k,j];  Y[i,j] = relu(S[i,j] + b[j])     one kernel, S stays in registers (an epilogue)
+    m[i] max= X[i,j];  l[i] += exp(X[i,j]-m[i]);  ...          one kernel, a row fits in registers
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from lowering.normalize import cost, extents, factors, groups
+from tdsl.ir import Access, Expr, Index, Program, Range, Statement, expressions, free_indices, fresh_name, reads, statements, substitute, walk
+from tdsl.ops import DTYPES
+from tdsl.printer import print_statement
+
+# The longest row, in elements after padding to a power of two, that one program holds in registers.
+RESIDENT_ROW = 16384
+# How many contractions may share one kernel: each keeps an accumulator tile.
+MAX_CONTRACTIONS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Contraction:
+    """A sum of products in the form lhs[batch, m, k] * rhs[batch, n, k]; `outer` factors vary along no summed index."""
+
+    batch: tuple[str, ...]
+    m: tuple[str, ...]
+    n: tuple[str, ...]
+    k: tuple[str, ...]
+    lhs: tuple[Expr, ...]
+    rhs: tuple[Expr, ...]
+    outer: tuple[Expr, ...]
+
+
+def contraction(s: Statement) -> Contraction | None:
+    """The contraction that a statement is, or None: another reduction, one operand, or indices that no matrix product has."""
+    reduced = set(s.reduced)
+    if s.op != "+=" or not reduced:
+        return None
+    terms = factors(s.value)
+    outer = tuple(t for t in terms if not reduced & set(free_indices(t)))
+    operands = groups([t for t in terms if reduced & set(free_indices(t))])
+    if len(operands) != 2:
+        return None
+    (left, lhs), (right, rhs) = operands
+    k = tuple(i for i in s.indices if i in left & right & reduced)
+    m = tuple(i for i in s.indices if i in left - right and i not in reduced)
+    n = tuple(i for i in s.indices if i in right - left and i not in reduced)
+    batch = tuple(i for i in s.indices if i in left & right and i not in reduced)
+    if not (k and m and n) or reduced - set(k):
+        return None
+    return Contraction(batch, m, n, k, tuple(lhs), tuple(rhs), outer)
+
+
+@dataclass(frozen=True, slots=True)
+class KernelPlan:
+    """One kernel: its statements in order, on one set of index names.
+
+    grid: indices that run in parallel, each element computed by one program. stores: the targets that go to memory.
+    reads, writes: tensors in memory. flops: floating-point operations. bytes: each tensor read and written once.
+    """
+
+    name: str
+    statements: tuple[Statement, ...]
+    grid: tuple[str, ...]
+    stores: tuple[str, ...]
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+    flops: int = 0
+    bytes: int = 0
+    extents: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def notation(self) -> str:
+        """The statements as text."""
+        return "\n".join(print_statement(replace(s, ranges=tuple(Range(r.index) for r in s.ranges))) for s in self.statements)
+
+    @property
+    def inner(self) -> tuple[str, ...]:
+        """The indices that each program walks itself."""
+        return tuple(i for i in self.extents if i not in self.grid)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """kernels: in launch order. memory: bytes of each intermediate that lives in memory. program: what the kernels run."""
+
+    kernels: tuple[KernelPlan, ...]
+    memory: Mapping[str, int]
+    program: Program
+    shapes: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, str]
+
+    def __str__(self) -> str:
+        lines = []
+        for k in self.kernels:
+            lines.append(f"{k.name}: grid {', '.join(k.grid) or '1'}; inside {', '.join(k.inner) or '-'}; {k.flops:,} FLOPs, {k.bytes:,} bytes")
+            lines.append(f"  reads {', '.join(k.reads) or '-'}; writes {', '.join(k.writes)}")
+            lines += [f"    {line}" for line in k.notation.splitlines()]
+        memory = ", ".join(f"{name} ({size:,} bytes)" for name, size in self.memory.items())
+        return "\n".join([*lines, f"in memory between kernels: {memory or 'nothing'}"])
+
+
+def plan(program: Program, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str]) -> Plan:
+    """Groups the statements of a normalised program into kernels. shapes and dtypes: of every tensor, by name."""
+    body = list(statements(program.body))
+    kept = _kept(program, body)
+    parts: list[list[Statement]] = [[s] for s in body]
+    while (merged := _merge_one(parts, kept)) is not None:
+        parts = merged
+    kernels = []
+    for n, part in enumerate(parts):
+        later = {a.tensor for other in parts[n + 1 :] for s in other for a in reads(s)}
+        kernels.append(_finish(f"{_identifier(program.name)}_{n}", part, kept | later, shapes, dtypes))
+    outside = {*program.inputs, *program.results}
+    memory = {t: math.prod(shapes[t]) * DTYPES[dtypes[t]].bits // 8 for k in kernels for t in k.writes if t not in outside}
+    return Plan(tuple(kernels), memory, program, shapes, dtypes)
+
+
+def _kept(program: Program, body: list[Statement]) -> set[str]:
+    """Tensors that must be in memory: outputs, and what is updated in place or written at computed places."""
+    names = [s.target.tensor for s in body]
+    updated = {name for name in names if names.count(name) > 1}
+    return {*program.results, *updated, *(s.target.tensor for s in body if not plain(s.target))}
+
+
+def plain(access: Access) -> bool:
+    """Whether every subscript is an index of its own."""
+    names = [i.name for i in access.subscripts if isinstance(i, Index)]
+    return len({*names}) == len(access.subscripts)
+
+
+def _identifier(name: str) -> str:
+    return name.replace(".", "_")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Joining
+
+
+def _merge_one(parts: list[list[Statement]], kept: set[str]) -> list[list[Statement]] | None:
+    """The parts after the first join that is legal and pays, or None."""
+    writer = {s.target.tensor: n for n, part in enumerate(parts) for s in part}
+    needs = [{writer[a.tensor] for s in part for a in reads(s) if a.tensor in writer} - {n} for n, part in enumerate(parts)]
+    for c, consumer in enumerate(parts):
+        for p in sorted(needs[c], reverse=True):
+            if any(p in _ancestors(x, needs) for x in needs[c] if x != p):
+                continue  # something between them waits for the producer
+            joined = join(parts[p], consumer, kept)
+            if joined is not None:
+                rest = [part for n, part in enumerate(parts) if n not in (p, c)]
+                position = sum(1 for n in range(len(parts)) if n < c and n != p)
+                return _sorted([*rest[:position], joined, *rest[position:]])
+    return None
+
+
+def _ancestors(n: int, needs: Sequence[set[int]]) -> set[int]:
+    found: set[int] = set()
+    pending = [n]
+    while pending:
+        for m in needs[pending.pop()] - found:
+            found.add(m)
+            pending.append(m)
+    return found
+
+
+def _sorted(parts: list[list[Statement]]) -> list[list[Statement]]:
+    """Parts in an order in which each comes after those that it reads, otherwise as they are."""
+    writers: dict[str, list[int]] = {}
+    for n, part in enumerate(parts):
+        for s in part:
+            writers.setdefault(s.target.tensor, []).append(n)
+    needs = [{m for s in part for a in (*reads(s), s.target) for m in writers.get(a.tensor, ()) if m != n} for n, part in enumerate(parts)]
+    for n, part in enumerate(parts):  # several statements that update one tensor keep their order
+        needs[n] -= {m for s in part for m in writers[s.target.tensor] if m > n}
+    order: list[int] = []
+    while len(order) < len(parts):
+        ready = next((n for n in range(len(parts)) if n not in order and needs[n] <= set(order)), None)
+        assert ready is not None, "kernels wait for each other"
+        order.append(ready)
+    return [parts[n] for n in order]
+
+
+def join(producer: list[Statement], consumer: list[Statement], kept: set[str]) -> list[Statement] | None:
+    """The statements of both on one set of names, or None where they cannot share a kernel or should not."""
+    written = {s.target.tensor for s in producer}
+    if any(not plain(s.target) for s in producer) or any(s.target.tensor in kept and not plain(s.target) for s in consumer if s.reduced):
+        return None
+    names = [s.target.tensor for s in (*producer, *consumer)]
+    if len({*names}) < len(names):
+        return None
+    to = _unify(producer, consumer, written)
+    if to is None:
+        return None
+    renamed = [rename(s, to) for s in producer]
+    joined = [*renamed, *consumer]
+    return joined if _pays(joined) else None
+
+
+def _unify(producer: list[Statement], consumer: list[Statement], written: set[str]) -> dict[str, str] | None:
+    """The producer's indices -> the consumer's, so that the elements handed over are the same."""
+    targets = {s.target.tensor: s.target for s in producer}
+    to: dict[str, str] = {}
+    for s in consumer:
+        for access in reads(s):
+            if access.tensor not in written:
+                continue
+            if not plain(access):
+                return None
+            for mine, theirs in zip(targets[access.tensor].subscripts, access.subscripts, strict=True):
+                assert isinstance(mine, Index) and isinstance(theirs, Index)
+                if to.setdefault(mine.name, theirs.name) != theirs.name:
+                    return None
+    if len({*to.values()}) < len(to):
+        return None
+    theirs_size = {i: n for s in consumer for i, n in extents(s).items()}
+    mine_size = {i: n for s in producer for i, n in extents(s).items()}
+    if any(theirs_size[b] != mine_size[a] for a, b in to.items()):
+        return None  # the consumer reads a part of it
+    taken = {*theirs_size, *to.values()}
+    for index in (i for i in mine_size if i not in to):
+        to[index] = _same_walk(index, mine_size[index], producer, consumer, to, theirs_size) or fresh_name(index, taken)
+        taken.add(to[index])
+    return to
+
+
+def _same_walk(index: str, size: int, producer: list[Statement], consumer: list[Statement], to: dict[str, str], sizes: Mapping[str, int]) -> str | None:
+    """An index of the consumer under whose name an access of the producer is one of the consumer's: then the tile is loaded once."""
+    theirs = {a for s in consumer for a in reads(s)}
+    for other in (i for i, n in sizes.items() if n == size and i not in to.values()):
+        renaming: dict[str, Expr] = {a: Index(b) for a, b in {**to, index: other}.items()}
+        if any(index in free_indices(a) and substitute(a, renaming) in theirs for s in producer for a in reads(s)):
+            return other
+    return None
+
+
+def rename(s: Statement, to: Mapping[str, str]) -> Statement:
+    """A statement with its loop indices renamed."""
+    names: dict[str, Expr] = {a: Index(b) for a, b in to.items()}
+    target = substitute(s.target, names)
+    assert isinstance(target, Access)
+    return replace(s, ranges=tuple(replace(r, index=to.get(r.index, r.index)) for r in s.ranges), target=target, value=substitute(s.value, names))
+
+
+def grid_of(part: Sequence[Statement]) -> tuple[str, ...]:
+    """The indices that every statement has on its left: each program owns one element of them."""
+    shared = set(free_indices(part[0].target))
+    for s in part:
+        shared &= set(free_indices(s.target))
+    return tuple(i for i in free_indices(part[-1].target) if i in shared)
+
+
+def _pays(part: Sequence[Statement]) -> bool:
+    grid = set(grid_of(part))
+    matrices = sum(contraction(s) is not None for s in part)
+    if all(set(free_indices(s.target)) == grid for s in part):
+        return matrices <= MAX_CONTRACTIONS
+    if matrices or not grid:
+        return False
+    rows = [math.prod(1 << max(0, n - 1).bit_length() for i, n in extents(s).items() if i not in grid) for s in part]
+    return max(rows) <= RESIDENT_ROW
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a kernel reads, writes and costs
+
+
+def _finish(name: str, part: list[Statement], needed: set[str], shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str]) -> KernelPlan:
+    local = {s.target.tensor for s in part}
+    updates = [s.target.tensor for s in part]
+    stores = tuple(dict.fromkeys(t for t in updates if t in needed))
+    read = tuple(dict.fromkeys(a.tensor for s in part for a in reads(s) if a.tensor not in local))
+    size = {i: n for s in part for i, n in extents(s).items()}
+    flops = sum(statement_flops(s) for s in part)
+    moved = sum(math.prod(shapes[t]) * DTYPES[dtypes[t]].bits // 8 for t in (*read, *stores))
+    return KernelPlan(name, tuple(part), grid_of(part), stores, read, stores, flops, moved, size)
+
+
+def statement_flops(s: Statement) -> int:
+    """Floating-point operations of a statement, a multiply-add being two."""
+    points = math.prod(extents(s).values())
+    found = contraction(s)
+    if found is not None:
+        inner = sum(math.prod(extents(s)[i] for i in free_indices(e)) * cost(e) for e in (*found.lhs, *found.rhs))
+        return int(2 * points + inner)
+    return int(points * (cost(s.value) + bool(s.reduced)))
+
+
+def accesses(part: Sequence[Statement]) -> Iterator[Access]:
+    """Every access of some statements, targets included."""
+    for s in part:
+        for top in expressions(s):
+            yield from (e for e in walk(top) if isinstance(e, Access))

@@ -1,0 +1,202 @@
+"""How a kernel is cut into tiles: the configuration space's data, and a default that needs no tuning.
+
+Indices that always occur together are walked as one axis. Contractions get axes M, N and K; batch indices go on the grid
+with tile 1, since a 3-D `tl.dot` never reaches the wide tensor-core instruction.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lowering.plan import Contraction, KernelPlan, accesses, contraction
+from lowering.targets import Target
+from tdsl.ir import Index, free_indices
+from tdsl.ops import DTYPES
+
+# Elements of a pointwise or reduction tile: 16 a thread at 4 warps, enough bytes in flight to cover the latency of memory.
+TILE = 2048
+# tl.dot takes no smaller tiles; a contraction whose free extents are far below wastes its lanes and is multiplied out instead.
+DOT_MIN = 16
+# Elements of the largest intermediate that whole-tensor execution may make before it walks blocks (16 MiB of float32).
+CPU_BLOCK = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """axes: (indices, tile) from the outermost to the innermost; a tile is a power of two on a GPU. group: tiles of the
+    first grid axis walked together, for reuse in the L2 cache."""
+
+    axes: tuple[tuple[tuple[str, ...], int], ...]
+    num_warps: int = 4
+    num_stages: int = 2
+    group: int = 1
+
+
+def default_schedule(kernel: KernelPlan, strides: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str], target: Target) -> Schedule:
+    """The configuration used where none was given or tuned. strides: of every tensor in memory, in elements."""
+    if target.backend == "cpu":
+        return _whole(kernel)
+    for s in kernel.statements:
+        found = contraction(s)
+        if found is not None and uses_dot(found, kernel, dtypes, s.target.tensor):
+            return _contraction(kernel, found, strides, dtypes, target)
+    return _general(kernel, strides)
+
+
+def uses_dot(found: Contraction, kernel: KernelPlan, dtypes: Mapping[str, str], target: str) -> bool:
+    """Whether a contraction pays on tensor cores: every group reaches DOT_MIN (below it half of the lanes would be padding)."""
+    if DTYPES[dtypes[target]].kind != "float":
+        return False
+    return all(math.prod(kernel.extents[i] for i in group) >= DOT_MIN for group in (found.m, found.n, found.k))
+
+
+def power_of_two(n: int) -> int:
+    """The next power of two, at least 1."""
+    return 1 << max(0, n - 1).bit_length()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Whole tensors (CPU)
+
+
+def _whole(kernel: KernelPlan) -> Schedule:
+    """Every index one tile, but for grid indices of a kernel whose intermediates would be far larger than what it reads."""
+    tiles = {i: max(1, n) for i, n in kernel.extents.items()}
+    for s in kernel.statements:
+        if contraction(s) is not None or not (s.reduced or len(kernel.statements) > 1):
+            continue
+        for i in sorted((i for i in kernel.grid if i in s.indices), key=lambda i: -kernel.extents[i]):
+            elements = math.prod(tiles[j] for j in s.indices)
+            if elements > CPU_BLOCK:
+                tiles[i] = max(1, tiles[i] * CPU_BLOCK // elements)
+    order = (*kernel.grid, *kernel.inner)
+    return Schedule(tuple(((i,), tiles[i]) for i in order))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Contractions (GPU)
+
+
+def _contraction(kernel: KernelPlan, c: Contraction, strides: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str], target: Target) -> Schedule:
+    """128 x 128 accumulators where the shape has them, halved while the grid leaves a fifth of the chip idle (the formula of
+    Helion's TritonH100MatmulHeuristic, BSD-3); 8 warps from 128 x 128 on, since elementwise prologues at 4 warps spill."""
+    size = kernel.extents
+    m, n, k = (math.prod(size[i] for i in group) for group in (c.m, c.n, c.k))
+    bits = max((DTYPES[dtypes[t]].bits for t in kernel.reads if DTYPES[dtypes[t]].kind == "float"), default=32)
+    outer = math.prod(size[i] for i in kernel.grid if i not in c.m and i not in c.n)
+    widest = 128 if bits <= 16 else 64
+    tile_m, tile_n = (min(widest, max(DOT_MIN, power_of_two(x))) for x in (m, n))
+    while tile_m * tile_n > 64 * 64 and _waves(m, n, tile_m, tile_n, outer, target.sms) < 0.8:
+        if tile_m >= tile_n and tile_m > 64:
+            tile_m //= 2
+        elif tile_n > 64:
+            tile_n //= 2
+        else:
+            break
+    tile_k = min(64 if bits <= 16 else 32 if bits <= 32 else 16, max(DOT_MIN, power_of_two(k)))
+    warps = 8 if tile_m * tile_n >= 128 * 128 else 4
+    stages = 3 if bits <= 16 else 2
+    contiguous = _contiguous(kernel, strides)
+    batch = tuple(((i,), 1) for i in kernel.grid if i not in c.m and i not in c.n)
+    groups = [(c.m, tile_m), (c.n, tile_n)]
+    if contiguous in c.m:
+        groups.reverse()
+    inner = [(c.k, tile_k)]
+    rest = {i for i in kernel.inner if i not in c.k}
+    for s in kernel.statements:
+        other = contraction(s)
+        if other is not None and rest & set(other.k):
+            extent = math.prod(size[i] for i in other.k)
+            inner.append((other.k, min(tile_k, max(DOT_MIN, power_of_two(extent)))))
+            rest -= set(other.k)
+    inner += [((i,), min(16, power_of_two(size[i]))) for i in sorted(rest)]
+    return Schedule((*batch, *groups, *inner), warps, stages, group=8)
+
+
+def _waves(m: int, n: int, tile_m: int, tile_n: int, batch: int, sms: int) -> float:
+    """The share of the chip that is busy, averaged over the waves of the grid."""
+    tiles = -(-m // tile_m) * -(-n // tile_n) * max(1, batch)
+    return tiles / (-(-tiles // sms) * sms)
+
+
+def _contiguous(kernel: KernelPlan, strides: Mapping[str, tuple[int, ...]]) -> str | None:
+    """The index along which the kernel's last output is contiguous."""
+    target = kernel.statements[-1].target
+    for subscript, stride in zip(target.subscripts, strides[target.tensor], strict=True):
+        if stride == 1 and isinstance(subscript, Index):
+            return subscript.name
+    return None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pointwise operations and reductions (GPU)
+
+
+def _general(kernel: KernelPlan, strides: Mapping[str, tuple[int, ...]]) -> Schedule:
+    """Tiles of TILE elements, widest along what is contiguous in memory, so that a warp reads whole lines.
+
+    A kernel whose inner indices fit in RESIDENT_ROW holds them whole when several of its statements walk them.
+    """
+    resident = len(kernel.statements) > 1 and any(i not in kernel.grid for s in kernel.statements for i in free_indices(s.target))
+    axes = _axes(kernel, strides)
+    size = {axis: math.prod(kernel.extents[i] for i in axis) for axis in axes}
+    tiles = {axis: 1 for axis in axes}
+    budget = TILE
+    if resident:
+        for axis in axes:
+            if axis[0] not in kernel.grid:
+                tiles[axis] = power_of_two(size[axis])
+                budget //= tiles[axis]
+    wide = [axis for axis in reversed(axes) if tiles[axis] == 1 and not (resident and axis[0] not in kernel.grid)]
+    streams = [axis for axis in wide if _streams(axis, kernel, strides)]
+    # What is contiguous somewhere first (32 lanes, or all of it), then the innermost axes up to the budget.
+    for axis in streams:
+        tiles[axis] = min(32 if len(streams) > 1 else 1024, power_of_two(size[axis]), max(1, budget))
+        budget //= tiles[axis]
+    for axis in sorted(wide, key=lambda a: (a not in streams, a[0] in kernel.grid)):
+        room = min(max(1, budget), power_of_two(size[axis]) // tiles[axis])
+        limit = max(1, room) if axis[0] not in kernel.grid or axis in streams else min(max(1, room), 32)
+        tiles[axis] *= power_of_two(limit) if power_of_two(limit) <= limit else power_of_two(limit) // 2
+        budget //= max(1, limit)
+    total = math.prod(tiles.values())
+    warps = 4 if total <= 4096 else 8 if total <= 8192 else 16
+    return Schedule(tuple((axis, tiles[axis]) for axis in axes), warps, 2)
+
+
+def _axes(kernel: KernelPlan, strides: Mapping[str, tuple[int, ...]]) -> list[tuple[str, ...]]:
+    """Indices that occur in the same accesses and statements, grid ones first, outermost first.
+
+    An index that is contiguous in one tensor while another one is in the next stays on an axis of its own: a transposition
+    needs a tile that is wide both ways.
+    """
+    leading = _leading(kernel, strides)
+    seen: dict[tuple[object, ...], list[str]] = {}
+    last = kernel.statements[-1]
+    order = [i for i in free_indices(last.target) if i in kernel.extents]
+    order += [i for s in kernel.statements for i in s.indices if i not in order]
+    for i in dict.fromkeys(order):
+        found = frozenset(a.tensor for a in accesses(kernel.statements) if i in free_indices(a))
+        shared = frozenset(n for n, s in enumerate(kernel.statements) if i in s.indices)
+        reduced = frozenset(n for n, s in enumerate(kernel.statements) if i in s.reduced)
+        alone = i if len(leading) > 1 and i in leading else ""
+        seen.setdefault((i in kernel.grid, found, shared, reduced, alone), []).append(i)
+    axes = [tuple(group) for group in seen.values()]
+    return sorted(axes, key=lambda axis: (axis[0] not in kernel.grid, any(i in leading for i in axis)))
+
+
+def _leading(kernel: KernelPlan, strides: Mapping[str, tuple[int, ...]]) -> frozenset[str]:
+    """The indices along which some tensor of two or more dimensions in memory is contiguous."""
+    found = set()
+    for a in accesses(kernel.statements):
+        if a.tensor in strides and len(a.subscripts) > 1:
+            for subscript, stride in zip(a.subscripts, strides[a.tensor], strict=True):
+                if stride == 1:
+                    found |= set(free_indices(subscript))
+    return frozenset(i for i in found if kernel.extents.get(i, 1) > 1)
+
+
+def _streams(axis: tuple[str, ...], kernel: KernelPlan, strides: Mapping[str, tuple[int, ...]]) -> bool:
+    leading = _leading(kernel, strides)
+    return any(i in leading for i in axis) or not leading

@@ -1,0 +1,157 @@
+"""What the rules of the language forbid in one statement. Both spellings call it; every message says how to mend."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from tdsl.errors import DtypeError, IndexError_, ParseError, SelfRead
+from tdsl.ir import Access, Call, Clamp, Const, Expr, Index, Pad, Reduce, Softmax, Statement, bounds, children, free_indices, walk
+from tdsl.ops import OPERATORS
+
+INTEGER_OPS = frozenset({"add", "sub", "mul", "floordiv", "mod", "neg"})
+
+
+def statement(s: Statement, loops: tuple[str, ...], explicit: Collection[str]) -> None:
+    """Check one resolved statement that stands in the ordered loops over `loops` and whose `for` line names `explicit`.
+
+    Raises DtypeError, ParseError, IndexError_ or SelfRead.
+    """
+    for e in (*bounds(s.ranges), s.target, s.value):
+        _forms(e)
+    used = {name for e in (*bounds(s.ranges), s.target, s.value) for name in _free(e, frozenset())}  # a softmax alone brings no index
+    _softmax_scopes(s.value, frozenset({*explicit, *loops, *used}))
+    if s.op == "=":
+        _all_on_the_left(s, loops)
+    _self_reads(s, loops)
+
+
+def integer(e: Expr) -> None:
+    """Raise DtypeError unless `e` is an integer expression of the grammar."""
+    match e:
+        case Const(value=value) if type(value) is not int:
+            raise DtypeError(
+                f"{value!r} is no integer, and stands where an integer is needed",
+                span=e.span,
+                help="subscripts, bounds and sizes are integers",
+            )
+        case Call(op=op):
+            if op not in INTEGER_OPS:
+                symbol = OPERATORS[op][0] if op in OPERATORS else op
+                mend = "write `//`" if op == "div" else "integers are made with + - * // % and accesses of integer tensors"
+                raise DtypeError(f"`{symbol}` cannot stand in a subscript, a bound or a size", span=e.span, help=mend)
+            for arg in e.args:
+                integer(arg)
+        case Reduce() | Softmax():
+            raise DtypeError("a reduction cannot stand in a subscript, a bound or a size", span=e.span, help="write it to a tensor first")
+        case Pad() | Clamp():
+            raise _misplaced(e)
+        case Access():
+            _forms(e)
+        case _:
+            pass
+
+
+def _forms(e: Expr) -> None:
+    """Integers where integers belong; pad and clamp only as whole subscripts."""
+    if isinstance(e, Pad | Clamp):
+        raise _misplaced(e)
+    if isinstance(e, Access):
+        for s in e.subscripts:
+            for part in children(s) if isinstance(s, Pad | Clamp) else (s,):
+                integer(part)
+        return
+    if isinstance(e, Reduce):
+        for bound in bounds(e.ranges):
+            integer(bound)
+    for child in children(e):
+        _forms(child)
+
+
+def _misplaced(e: Pad | Clamp) -> ParseError:
+    name = "pad" if isinstance(e, Pad) else "clamp"
+    return ParseError(f"`{name}(..)` stands only as a whole subscript", span=e.span, help=f"write `X[{name}(i-1)]`")
+
+
+def _free(e: Expr, bound: frozenset[str]) -> set[str]:
+    if isinstance(e, Index):
+        return set() if e.name in bound else {e.name}
+    if isinstance(e, Reduce):
+        bound = bound | {r.index for r in e.ranges}
+    return {name for child in children(e) for name in _free(child, bound)}
+
+
+def _softmax_scopes(e: Expr, scope: frozenset[str]) -> None:
+    if isinstance(e, Reduce):
+        scope = scope | {r.index for r in e.ranges}
+    if isinstance(e, Softmax):
+        for name in e.over:
+            if name not in scope:
+                raise IndexError_(
+                    f"softmax goes over {name}, which is no index here",
+                    span=e.span,
+                    help="softmax normalises over an index of its statement: name one of " + (", ".join(sorted(scope)) or "them"),
+                )
+    for child in children(e):
+        _softmax_scopes(child, scope)
+
+
+def _all_on_the_left(s: Statement, loops: tuple[str, ...]) -> None:
+    if s.reduced:
+        name = s.reduced[0]
+        span = next((e.span for e in walk(s.value) if isinstance(e, Index) and e.name == name), None)
+        span = span or next((r.span for r in s.ranges if r.index == name), None) or s.span
+        raise IndexError_(
+            f"index {name} is not on the left of `=`",
+            span=span,
+            help=f"write `+=` to sum over {name} (or `max=`, `min=`, `*=`), or put {name} on the left; "
+            f"if it is a scalar, declare it: `def f(.., {name}) -> ..:`",
+        )
+    left = free_indices(s.target)
+    for name in loops:
+        if name not in left:
+            raise IndexError_(
+                f"index {name} is not on the left of `=`, so every step would write the same elements",
+                span=s.target.span,
+                help=f"put {name} among the subscripts of {s.target.tensor}, or write `+=`",
+            )
+
+
+def _self_reads(s: Statement, loops: tuple[str, ...]) -> None:
+    target = s.target
+    for e in (*bounds(s.ranges), *target.subscripts):
+        _no_read(e, target.tensor)
+    for e in walk(s.value):
+        if not isinstance(e, Access):
+            continue
+        for subscript in e.subscripts:
+            _no_read(subscript, target.tensor)
+        if e.tensor != target.tensor:
+            continue
+        if e.subscripts == target.subscripts:
+            if s.reduced:
+                raise SelfRead(
+                    f"{target.tensor} is read where it is being reduced over {s.reduced[0]}", span=e.span, help="write to another tensor"
+                )
+        elif not any(set(free_indices(a)) & set(loops) and a != b for a, b in zip(target.subscripts, e.subscripts, strict=False)):
+            raise SelfRead(
+                f"{target.tensor} is read with other subscripts in the statement that writes it", span=e.span, help=_order_help(s, e)
+            )
+
+
+def _order_help(s: Statement, e: Access) -> str:
+    moved = [i for a, b in zip(s.target.subscripts, e.subscripts, strict=False) if a != b for i in free_indices(a)]
+    return (
+        f"write `for ordered {moved[0]}, ..:` if it is a recurrence over {moved[0]}, else write to another tensor"
+        if moved
+        else "write to another tensor"
+    )
+
+
+def _no_read(e: Expr, tensor: str) -> None:
+    for x in walk(e):
+        if isinstance(x, Access) and x.tensor == tensor:
+            raise SelfRead(
+                f"{tensor} is the target of this statement and cannot be a subscript or a bound in it",
+                span=x.span,
+                help="copy it to another tensor first",
+            )

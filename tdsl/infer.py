@@ -1,0 +1,442 @@
+"""Sizes, dtypes and ranges of a program for given arguments; every error about shapes is made here.
+
+    scores(A: bf16[8,64,32], B: bf16[8,48,32])   -->   Y: bf16[8,64,48];  h in 0:8, i in 0:64, j in 0:48, k in 0:32
+
+The rules of ranges are in ranges.py, those of promotion in dtypes.py. What cannot be proved for all values of the index
+tensors is listed in `Inferred.checks`, for the executor to check once per call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from tdsl.affine import Affine, Bound, depends_on_values, enclosure, evaluate, is_injective, known_values, linear, rename
+from tdsl.dtypes import Typed, category, dtype_of, written
+from tdsl.errors import ArgumentError, BoundsError, DtypeError, IndexError_, NotInjective, RangeError, RankMismatch, SelfRead, SizeMismatch
+from tdsl.ir import (
+    Access,
+    Clamp,
+    Const,
+    Expr,
+    Index,
+    Loop,
+    Pad,
+    Param,
+    Program,
+    Range,
+    Reduce,
+    Size,
+    Span,
+    Statement,
+    bounds,
+    expressions,
+    free_indices,
+    rebuild,
+    substitute,
+    walk,
+)
+from tdsl.ops import DTYPES
+from tdsl.printer import print_expr
+from tdsl.ranges import Loops, Node, Placed, Scope, Sizes, Use, counted, text_of
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What inference needs of an argument. weak: a Python number, which promotes as one."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    weak: bool = False
+
+
+class Check(NamedTuple):
+    """What must be checked once per call, for all points of `ranges` (index, lo, hi; outermost first).
+
+    kind "bounds": 0 <= access.subscripts[dimension] < the size of that dimension. kind "injective": no two points give the same
+    subscripts in one step of the ordered loops around the statement (those that a Pad drops do not count; dimension is -1).
+    Indices have names of their own where one hides another.
+    """
+
+    statement: int
+    access: Access
+    dimension: int
+    kind: str
+    ranges: tuple[tuple[str, Bound, Bound], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Inferred:
+    """What `infer` finds.
+
+    shapes: of every parameter and target. dtypes: of its last version. weak: parameters that are Python numbers.
+    ranges: per statement, in the order of ir.statements, the half-open range of each index, those of enclosing ordered loops first;
+    ints where constant, else IR over outer indices and tensors. inner: the same per Reduce node, in the order of `reductions`.
+    written: per statement, the dtype of its target after it.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, str]
+    weak: frozenset[str]
+    ranges: tuple[dict[str, tuple[Bound, Bound]], ...]
+    inner: tuple[dict[str, tuple[Bound, Bound]], ...]
+    written: tuple[str, ...]
+    checks: tuple[Check, ...]
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Per tensor, for `dtype_of`: -1 for Python numbers."""
+        return {name: -1 if name in self.weak else len(shape) for name, shape in self.shapes.items()}
+
+    def dtype_of(self, expr: Expr) -> Typed:
+        """The dtype and category of an expression over this program's tensors."""
+        return dtype_of(expr, self.dtypes, self.ranks)
+
+
+def infer(program: Program, specs: Mapping[str, Spec], values: Mapping[str, int] | None = None) -> Inferred:
+    """Sizes, dtypes and ranges of `program` for arguments like `specs` (one per parameter).
+
+    values: the integer scalars among the arguments, as far as known; one that is used as a size must be there, any other one makes
+    its ranges depend on the call's values. Raises ArgumentError, RankMismatch, SizeMismatch, RangeError, BoundsError, DtypeError,
+    IndexError_, NameError_, SelfRead, NotInjective.
+    """
+    return _Inference(program, specs, dict(values or {})).run()
+
+
+def reductions(program: Program) -> Iterator[Reduce]:
+    """Every Reduce node, in the order of `Inferred.inner`."""
+    for node in program.body:
+        for expr in expressions(node):
+            yield from (e for e in walk(expr) if isinstance(e, Reduce))
+
+
+def resolve(program: Program, inferred: Inferred) -> Program:
+    """`program` with explicit bounds in every range, of statements, loops and reductions, and with sizes as numbers."""
+    inner = iter(inferred.inner)
+    numbers = iter(inferred.ranges)
+    known = known_values(inferred.shapes)
+
+    def expr(e: Expr) -> Expr:
+        if isinstance(e, Reduce):
+            found = next(inner)  # before those inside it: the order of `walk`
+            ranges = tuple(_explicit(r, found) for r in e.ranges)
+            for bound in bounds(e.ranges):
+                expr(bound)
+            body = expr(e.body)
+            return replace(e, ranges=ranges, body=body, init=None if e.init is None else expr(e.init))
+        value = known(e) if isinstance(e, Size) else None
+        return rebuild(e, expr) if value is None else Const(value, e.span)
+
+    def node(n: Statement | Loop, outer: dict[str, tuple[Bound, Bound]] | None) -> Statement | Loop:
+        for bound in bounds(n.ranges):
+            expr(bound)
+        if isinstance(n, Loop):
+            first = next(numbers) if outer is None else outer
+            ranges = tuple(_explicit(r, first) for r in n.ranges)
+            body = []
+            for position, child in enumerate(n.body):
+                body.append(node(child, first if position == 0 else None))
+            return replace(n, ranges=ranges, body=tuple(body))
+        found = next(numbers) if outer is None else outer
+        target = expr(n.target)
+        assert isinstance(target, Access)
+        return replace(n, ranges=tuple(_explicit(r, found) for r in n.ranges), target=target, value=expr(n.value))
+
+    return replace(program, body=tuple(node(n, None) for n in program.body))
+
+
+def _explicit(r: Range, found: Mapping[str, tuple[Bound, Bound]]) -> Range:
+    lo, hi = (Const(b) if isinstance(b, int) else b for b in found[r.index])
+    return replace(r, lo=lo, hi=hi)
+
+
+class _Inference:
+    """One pass over the program: statement by statement, sizes and dtypes of what came before being known."""
+
+    def __init__(self, program: Program, specs: Mapping[str, Spec], values: dict[str, int]):
+        self.program = program
+        self.specs = specs
+        self.values = values
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, str] = {}
+        self.ranks: dict[str, int] = {}
+        self.known = known_values(self.shapes, values)
+        self.ranges: list[dict[str, tuple[Bound, Bound]]] = []
+        self.inner: list[dict[str, tuple[Bound, Bound]]] = []
+        self.written: list[str] = []
+        self.checks: list[Check] = []
+
+    def run(self) -> Inferred:
+        names = self._arguments()
+        self.sizes = Sizes(self.shapes, self._declared(), self.known, names)
+        number = 0
+        for item in self.program.body:
+            number = self._node(item, number)
+        weak = frozenset(p.name for p in self.program.params if self.specs[p.name].weak)
+        return Inferred(self.shapes, self.dtypes, weak, tuple(self.ranges), tuple(self.inner), tuple(self.written), tuple(self.checks))
+
+    # -- the signature ------------------------------------------------------------------------------------------------
+
+    def _arguments(self) -> dict[str, int]:
+        """Checks the arguments against the parameters; the sizes that the signature names."""
+        inputs = self.program.inputs
+        if set(self.specs) != set(inputs):
+            odd = sorted(set(self.specs) ^ set(inputs))
+            raise ArgumentError(
+                f"{self.program.name} takes {', '.join(inputs) or 'nothing'}; {', '.join(odd)} is missing or not among them"
+            )
+        names: dict[str, tuple[int, Param, int]] = {}
+        for param in self.program.params:
+            spec = self.specs[param.name]
+            if len(spec.shape) != len(param.dims):
+                raise RankMismatch(
+                    f"{param.name} has {counted(len(param.dims), 'dimension')}, but got {list(spec.shape)}", span=self._where(param)
+                )
+            for dim, (name, size) in enumerate(zip(param.dims, spec.shape, strict=True)):
+                before, other, place = names.setdefault(name, (size, param, dim))
+                if before != size:
+                    raise SizeMismatch(
+                        f"size {name} is {before} in {other.name} (dimension {place}) but {size} in {param.name} (dimension {dim})",
+                        span=self._where(param),
+                        help="the names in a signature's brackets are sizes: equal names agree",
+                    )
+            self.shapes[param.name] = spec.shape
+            self.dtypes[param.name] = spec.dtype
+            self.ranks[param.name] = -1 if spec.weak else len(spec.shape)
+        return {name: size for name, (size, _, _) in names.items()}
+
+    def _where(self, param: Param) -> Span | None:
+        accesses = (e for n in self.program.body for x in expressions(n) for e in walk(x) if isinstance(e, Access))
+        return param.span or next((a.span for a in accesses if a.tensor == param.name), None)
+
+    def _declared(self) -> dict[str, tuple[int | None, ...]]:
+        """The sizes that the signature gives to outputs."""
+        declared: dict[str, tuple[int | None, ...]] = {}
+        for output in self.program.outputs:
+            if output.sizes is None:
+                continue
+            shape: list[int | None] = []
+            for dim, e in enumerate(output.sizes):
+                if e is not None:
+                    self._integer(e, output.span)
+                size = None if e is None else evaluate(e, self.values, self.known)
+                if e is not None and size is None:
+                    raise ArgumentError(f"the size {text_of(e)} of {output.name} needs the value of an integer argument", span=output.span)
+                if size is not None and size < 0:
+                    raise BoundsError(f"dimension {dim} of {output.name} would have size {size}", span=output.span)
+                shape.append(size)
+            declared[output.name] = tuple(shape)
+        return declared
+
+    # -- a statement, or an ordered block -----------------------------------------------------------------------------
+
+    def _node(self, item: Statement | Loop, number: int) -> int:
+        node = Node(item, number, self.sizes)
+        new = {p.statement.target.tensor for p in node.statements} - set(self.shapes)
+        late = [pair for pair in node.integers if not self._integer(*pair)]
+        node.settle()
+        self._dtypes(node)
+        for pair in late:
+            self._integer(*pair)
+        for use in node.uses:
+            self._in_bounds(node, use)
+        for placed in node.statements:
+            self._injective(node, placed)
+            _self_reads(node, placed)
+            if placed.statement.target.tensor in new:
+                new.discard(placed.statement.target.tensor)
+                self._not_of_nothing(placed)
+            self.ranges.append({name: node.named(loop, placed.scope) for name, loop in placed.scope.loops.items()})
+        for reduction, loops, scope in node.reductions:
+            _nonempty(reduction, loops, scope)
+            inside = scope
+            for loop in loops:
+                inside = inside.inside(loop)
+            self.inner.append({loop.name: node.named(loop, inside) for loop in loops})
+        return number + len(node.statements)
+
+    def _integer(self, expr: Expr, span: Span | None) -> bool:
+        """Checks that an integer expression is one; False where a tensor in it is not known yet."""
+        accesses = [e for e in walk(expr) if isinstance(e, Access)]
+        if any(e.tensor not in self.dtypes for e in accesses):
+            return False
+        dtype, _ = dtype_of(expr, self.dtypes, self.ranks)
+        if DTYPES[dtype].kind != "int":
+            wrong = next((e for e in accesses if DTYPES[self.dtypes[e.tensor]].kind != "int"), expr)
+            self._not_an_integer(wrong, self.dtypes[wrong.tensor] if isinstance(wrong, Access) else dtype, span)
+        return True
+
+    def _not_an_integer(self, e: Expr, dtype: str, span: Span | None) -> None:
+        what = e.tensor if isinstance(e, Access) else print_expr(e)
+        mend = (
+            "subscripts, bounds and sizes are integers; convert the tensor before the call"
+            if isinstance(e, Access)
+            else "use // for a quotient"
+        )
+        raise DtypeError(f"{what} is {dtype}, but stands where an integer is needed", span=getattr(e, "span", None) or span, help=mend)
+
+    def _dtypes(self, node: Node) -> None:
+        """The dtypes of the targets; in a recurrence, until they no longer change."""
+        for placed in node.statements:
+            self.ranks[placed.statement.target.tensor] = len(placed.statement.target.subscripts)
+        result: list[str] = []
+        for _ in range(len(DTYPES)):
+            before = dict(self.dtypes)
+            result.clear()
+            for placed in node.statements:
+                s = placed.statement
+                name = s.target.tensor
+                old = (self.dtypes[name], category(self.ranks[name])) if name in self.dtypes else None
+                dtype = written(s.op, dtype_of(s.value, self.dtypes, self.ranks), old)
+                self.dtypes[name] = dtype
+                result.append(dtype)
+            if self.dtypes == before or not any(p.outer.loops for p in node.statements):
+                break
+        self.written += result
+
+    # -- checks -------------------------------------------------------------------------------------------------------
+
+    def _in_bounds(self, node: Node, use: Use) -> None:
+        """Proves that an access stays inside its tensor, or lists it in `checks`, or raises BoundsError."""
+        if any(loop.empty for loop in use.scope.loops.values()):
+            return
+        for dim, s in enumerate(use.access.subscripts):
+            size = self.shapes[use.access.tensor][dim]
+            if isinstance(s, Index):
+                loop = use.scope.loops[use.source.subscripts[dim].name]  # type: ignore[union-attr]
+                if loop.bounds == (0, size):
+                    continue
+            if isinstance(s, Pad) or (isinstance(s, Clamp) and size > 0):
+                continue
+            form, (least, most) = node.extent(s)
+            if least >= 0 and most < size:
+                continue
+            if node.exact(form) or isinstance(s, Clamp):
+                raise self._outside(use, dim, size, least, most)
+            self.checks.append(_check(node, use, dim, "bounds", free_indices(s)))
+
+    def _outside(self, use: Use, dim: int, size: int, least: float, most: float) -> BoundsError:
+        source = use.source.subscripts[dim]
+        name, text = use.source.tensor, text_of(source)
+        reach = f"is {int(least)}" if least == most else f"runs over {int(least)}:{int(most) + 1}"
+        loops = [loop.name for loop in use.scope.loops.values() if loop.name in free_indices(source)]
+        mend = f"write `pad({text})` to read zeros there"
+        if isinstance(source, Clamp):
+            mend = "nothing is nearest in an empty tensor; give a range that is empty as well"
+        elif loops:
+            mend = f"give a smaller range, `for {loops[0]} in lo:hi`, or {mend}"
+        return BoundsError(
+            f"subscript {text} of {name} {reach}, but dimension {dim} of {name} has size {size}", span=use.source.span, help=mend
+        )
+
+    def _injective(self, node: Node, placed: Placed) -> None:
+        """`=` writes no element twice: proved, listed in `checks`, or NotInjective."""
+        s = placed.statement
+        if s.op != "=":
+            return
+        if s.reduced:
+            span = next((r.span for r in s.ranges if r.index == s.reduced[0]), None) or s.span
+            raise IndexError_(f"index {s.reduced[0]} is not on the left of `=`", span=span, help="write `+=` to sum over it")
+        own = {placed.scope.loops[name].key: placed.scope.loops[name] for name in s.indices}
+        if any(loop.empty for loop in placed.scope.loops.values()):
+            return
+        forms = []
+        for dim, subscript in enumerate(placed.target.access.subscripts):
+            form, (least, most) = node.extent(subscript)
+            if not isinstance(subscript, Clamp) or (least >= 0 and most < self.shapes[s.target.tensor][dim]):
+                forms.append(form)
+        ranges = {key: loop.bounds for key, loop in own.items() if loop.bounds is not None}
+        outer = [loop.key for loop in placed.outer.loops.values()]
+        if is_injective(forms, ranges, outer):
+            return
+        points, room = 1, 1
+        for lo, hi in ranges.values():
+            points *= hi - lo if isinstance(lo, int) and isinstance(hi, int) else 0
+        for size in self.shapes[s.target.tensor]:
+            room *= size
+        if points > room and not any(isinstance(e, Pad) for e in s.target.subscripts):
+            raise NotInjective(
+                f"`=` would write {points} values to the {counted(room, 'element')} of {s.target.tensor}",
+                span=s.target.span,
+                help="write `+=` to sum them",
+            )
+        every = tuple(loop.key for loop in placed.scope.loops.values())
+        self.checks.append(_check(node, placed.target, -1, "injective", every))
+
+    def _not_of_nothing(self, placed: Placed) -> None:
+        """An output has no element that is the maximum of nothing. (What is not an output may: nobody sees it.)"""
+        s = placed.statement
+        if s.op in ("max=", "min=") and s.target.tensor in self.program.results:
+            loops = placed.scope.loops
+            empty = [i for i in s.reduced if loops[i].empty]
+            if empty and not any(loops[i].empty for i in loops if i not in empty):
+                raise RangeError(f"`{s.op}` over index {empty[0]}, whose range is empty, has no value", span=s.span)
+
+
+def _check(node: Node, use: Use, dim: int, kind: str, indices: tuple[str, ...]) -> Check:
+    """A check over the loops that `indices` (keys) depend on; keys become names again where these are distinct."""
+    needed = set(indices)
+    loops: list[Loops] = []
+    for loop in reversed(node.loops):
+        if loop.key in needed and loop.bounds is not None:
+            loops.insert(0, loop)
+            needed |= {i for b in loop.bounds if not isinstance(b, int) for i in free_indices(b)}
+    names: dict[str, Expr] = {loop.key: Index(loop.name) for loop in loops}
+    if len({loop.name for loop in loops}) < len(loops):
+        names = {}
+    access = substitute(use.access, names)
+    assert isinstance(access, Access)
+    points = []
+    for loop in loops:
+        assert loop.bounds is not None
+        lo, hi = (b if isinstance(b, int) else substitute(b, names) for b in loop.bounds)
+        points.append((loop.name if names else loop.key, lo, hi))
+    return Check(use.statement, access, dim, kind, tuple(points))
+
+
+def _nonempty(reduction: Reduce, loops: tuple[Loops, ...], scope: Scope) -> None:
+    if reduction.op in ("sum", "prod", "logsumexp") or reduction.init is not None:
+        return
+    empty = [loop.name for loop in loops if loop.empty]
+    if empty and not any(loop.empty for loop in scope.loops.values()):
+        raise RangeError(
+            f"{reduction.op} over index {empty[0]}, whose range is empty, has no value",
+            span=reduction.span,
+            help=f"give it one: {reduction.op}[{empty[0]}](.., init=..)" if reduction.op in ("max", "min") else None,
+        )
+
+
+def _self_reads(node: Node, placed: Placed) -> None:
+    """A statement may read its own target where it writes it, if it does not reduce, or at what other ordered steps write."""
+    s = placed.statement
+    for use in node.uses:
+        if use.write or use.statement != placed.number or use.access.tensor != s.target.tensor:
+            continue
+        if (use.access.subscripts == placed.target.access.subscripts and not s.reduced) or _apart(node, placed, use):
+            continue
+        raise SelfRead(
+            f"{s.target.tensor} is read while it is written, at other elements or several times per element",
+            span=use.source.span or s.span,
+            help="write `for ordered i:` for a recurrence over i, or give the result a name of its own",
+        )
+
+
+def _apart(node: Node, placed: Placed, use: Use) -> bool:
+    """Whether within one step of the ordered loops no element that is read is written."""
+    outer = {loop.key for loop in placed.outer.loops.values()}
+    if not outer:
+        return False
+    other = {loop.key: f"{loop.key}~" for loop in placed.scope.loops.values() if loop.key not in outer}
+    ranges = {**node.ranges, **{other[k]: b for k, b in node.ranges.items() if k in other}}
+    for w, r in zip(placed.target.access.subscripts, use.access.subscripts, strict=True):
+        if isinstance(r, Clamp) or isinstance(w, Clamp):
+            continue
+        write, read = linear(w, node.sizes.known), linear(r, node.sizes.known)
+        if depends_on_values(write.expr()) or depends_on_values(read.expr()):
+            continue
+        difference: Affine = rename(write, other) - read
+        least, most = enclosure(difference, ranges, node.sizes.known)
+        if least > 0 or most < 0:
+            return True
+    return False

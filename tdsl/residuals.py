@@ -1,0 +1,99 @@
+"""What a forward pass saves for its backward: the gradient program is cut in two.
+
+    forward:   inputs            -> outputs, saved
+    backward:  inputs, cotangents, saved -> gradients
+
+Saved are tensors that the backward reads and that cost a reduction to make; elementwise values are made again from those,
+unless the executor pays for each operation by a pass over memory, as whole-tensor execution does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from tdsl.expand import expand
+from tdsl.ir import Access, Call, Loop, Output, Param, Program, Statement, children, reads, statements, walk
+from tdsl.ops import OPS
+from tdsl.simplify import drop_dead
+from tdsl.ssa import ssa
+from tdsl.swap import gradient
+
+# An elementwise value of fewer multiply-adds is always made again.
+_CHEAP = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """forward: the flat program with the saved tensors as further outputs. backward: from inputs, cotangents and saved tensors
+    to gradients. saved: the names of the saved tensors that are no outputs already. kept: those that are outputs."""
+
+    forward: Program
+    backward: Program
+    saved: tuple[str, ...]
+    kept: tuple[str, ...]
+
+
+def cut(program: Program, wrt: Sequence[str], *, fuses: bool) -> Cut:
+    """Cuts the gradient of `program` with respect to `wrt`. fuses: whether elementwise work is nearly free (a GPU kernel)."""
+    flat = ssa(expand(program))
+    whole = gradient(program, wrt)
+    first = {s.target.tensor: s for s in statements(flat.body)}
+    backward = [s for s in whole.body if not (isinstance(s, Statement) and s.target.tensor in first)]
+    compared = _compared(whole)
+    keep: dict[str, None] = {}
+    again: set[str] = set()
+    pending = [a.tensor for node in backward for a in reads(node)]
+    while pending:
+        name = pending.pop(0)
+        if name not in first or name in keep or name in again:
+            continue
+        if _worth_saving(first[name], fuses) or (name in flat.results and name not in compared) or _partial(name, flat):
+            keep[name] = None
+        else:
+            again.add(name)
+            pending += [a.tensor for a in reads(first[name])]
+    kept = tuple(name for name in keep if name in flat.results)
+    saved = tuple(name for name in keep if name not in flat.results)
+    body = tuple(node for node in whole.body if isinstance(node, Loop) or node.target.tensor not in keep)
+    params = tuple(_param(name, first[name]) for name in (*kept, *saved))
+    forward = replace(flat, outputs=(*flat.outputs, *(Output(name) for name in saved)))
+    return Cut(drop_dead(forward), drop_dead(replace(whole, name=f"{program.name}_bwd", params=(*whole.params, *params), body=body)), saved, kept)
+
+
+def _worth_saving(s: Statement, fuses: bool) -> bool:
+    return bool(s.reduced) or (not fuses and _cost(s) > _CHEAP)
+
+
+def _partial(name: str, flat: Program) -> bool:
+    """Whether several statements build a tensor: it is saved whole rather than built again."""
+    return sum(s.target.tensor == name for s in statements(flat.body)) > 1
+
+
+def _compared(program: Program) -> set[str]:
+    """Tensors under an equality: an output may be rounded, so it is not what the comparison needs."""
+    return {
+        a.tensor
+        for s in statements(program.body)
+        for e in walk(s.value)
+        if isinstance(e, Call) and e.op in ("eq", "ne")
+        for arg in e.args
+        for a in walk(arg)
+        if isinstance(a, Access)
+    }
+
+
+def _cost(s: Statement) -> float:
+    pending = [s.value]
+    total = 0.0
+    while pending:
+        e = pending.pop()
+        if isinstance(e, Call):
+            total += OPS[e.op].cost
+        if not isinstance(e, Access):
+            pending += children(e)
+    return total
+
+
+def _param(name: str, s: Statement) -> Param:
+    return Param(name, tuple(f"{name.replace('.', '_')}_{d}" for d in range(len(s.target.subscripts))))

@@ -1,0 +1,156 @@
+"""Rewrites that keep a program's meaning: algebra on expressions, doubled statements, dead statements."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import replace
+
+from tdsl.ir import Access, Call, Const, Expr, Index, Loop, Program, Statement, reads, rebuild, rebuild_range, statements, substitute, walk
+
+
+def simplify(program: Program) -> Program:
+    """Algebra on every expression, then `merge_doubles`, then `drop_dead`."""
+    body = tuple(_on_expressions(node) for node in program.body)
+    return drop_dead(replace(program, body=merge_doubles(body)))
+
+
+def _on_expressions(node: Statement | Loop) -> Statement | Loop:
+    ranges = tuple(rebuild_range(r, simplify_expr) for r in node.ranges)
+    if isinstance(node, Loop):
+        return replace(node, ranges=ranges, body=tuple(_on_expressions(child) for child in node.body))
+    return replace(node, ranges=ranges, target=rebuild(node.target, simplify_expr), value=simplify_expr(node.value))  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Dead statements
+
+
+def drop_dead(program: Program) -> Program:
+    """A statement whose target nothing reads on the way to an output is dropped, the last first."""
+    live = set(program.results)
+    kept: list[Statement | Loop] = []
+    for node in reversed(program.body):
+        if any(s.target.tensor in live for s in statements((node,))):
+            kept.append(node)
+            live |= {a.tensor for a in reads(node)}
+            live |= {size.tensor for size in _sizes(node)}
+    return replace(program, body=tuple(reversed(kept)))
+
+
+def _sizes(node: Statement | Loop) -> list[Expr]:
+    from tdsl.ir import Size, expressions
+
+    return [e for expr in expressions(node) for e in walk(expr) if isinstance(e, Size)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The same operand twice
+
+
+def merge_doubles(body: tuple[Statement | Loop, ...]) -> tuple[Statement | Loop, ...]:
+    """`x.grad[k] += g * x[k]` twice in a row --> `x.grad[k] += 2 * g * x[k]`, whatever the loop indices are called."""
+    merged: list[Statement | Loop] = []
+    times: list[int] = []
+    for node in body:
+        last = merged[-1] if merged else None
+        if isinstance(node, Statement) and isinstance(last, Statement) and node.op == "+=" and _alike(last, node):
+            times[-1] += 1
+        else:
+            merged.append(node)
+            times.append(1)
+    return tuple(
+        node if n == 1 or isinstance(node, Loop) else replace(node, value=simplify_expr(_times(n, node.value))) for node, n in zip(merged, times, strict=True)
+    )
+
+
+def _times(n: int, value: Expr) -> Expr:
+    """n * value, with the number in front of the product."""
+    if isinstance(value, Call) and value.op == "mul":
+        return Call("mul", (_times(n, value.args[0]), value.args[1]))
+    return Call("mul", (Const(n), value))
+
+
+def _alike(a: Statement, b: Statement) -> bool:
+    if a.op != b.op or a.target.tensor != b.target.tensor or len(a.ranges) != len(b.ranges) or a.target.tensor in {r.tensor for r in reads(b)}:
+        return False
+
+    def key(s: Statement) -> tuple[object, ...]:
+        to: dict[str, Expr] = {r.index: Index(f"#{n}") for n, r in enumerate(s.ranges)}
+        ranges = tuple((r.lo, r.hi) for r in s.ranges)
+        value = substitute(s.value, to)
+        return substitute(s.target, to), frozenset(_product_terms(value)), len(_product_terms(value)), ranges
+
+    return key(a) == key(b) and sorted(map(repr, _product_terms(a.value))) == sorted(map(repr, _product_terms(b.value)))
+
+
+def _product_terms(e: Expr) -> list[Expr]:
+    if isinstance(e, Call) and e.op == "mul":
+        return [*_product_terms(e.args[0]), *_product_terms(e.args[1])]
+    return [e]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Algebra
+
+_FOLD: dict[str, Callable[..., bool | int | float]] = {
+    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "neg": operator.neg,
+    "eq": operator.eq, "ne": operator.ne, "lt": operator.lt, "le": operator.le, "gt": operator.gt, "ge": operator.ge,
+    "and": lambda a, b: bool(a and b), "or": lambda a, b: bool(a or b), "not": operator.not_,
+}  # fmt: skip
+ONE, ZERO = Const(1), Const(0)
+
+
+def simplify_expr(expr: Expr) -> Expr:
+    """Constants folded; x*1, x+0, x-0, x**1, -(-x), a + (-b), where(True, a, b) and where(c, a, a) reduced. Never x*0: x may be NaN."""
+    expr = rebuild(expr, simplify_expr)
+    if not isinstance(expr, Call):
+        return expr
+    args = expr.args
+    if expr.op in _FOLD and all(isinstance(a, Const) for a in args):
+        return Const(_FOLD[expr.op](*(a.value for a in args if isinstance(a, Const))))
+    match expr.op, args:
+        case "pow", (Const(value=a), Const(value=b)) if a > 0:
+            return Const(a**b)
+        case "mul", (a, b) if _is(b, 1):
+            return a
+        case "mul", (a, b) if _is(a, 1):
+            return b
+        case "mul", (a, b) if _is(a, -1):
+            return simplify_expr(Call("neg", (b,)))
+        case "mul", (Call(op="neg", args=(a,)), b):
+            return simplify_expr(Call("neg", (Call("mul", (a, b)),)))
+        case "mul", (a, Call(op="neg", args=(b,))):
+            return simplify_expr(Call("neg", (Call("mul", (a, b)),)))
+        case "div", (a, b) if _is(b, 1) and isinstance(a, Call) and a.op == "div":
+            return a
+        case "add" | "sub", (a, b) if _is(b, 0):
+            return a
+        case "add", (a, b) if _is(a, 0):
+            return b
+        case "sub", (a, b) if _is(a, 0):
+            return simplify_expr(Call("neg", (b,)))
+        case "add", (a, Call(op="neg", args=(b,))):
+            return Call("sub", (a, b))
+        case "sub", (a, Call(op="neg", args=(b,))):
+            return Call("add", (a, b))
+        case "neg", (Call(op="neg", args=(a,)),):
+            return a
+        case "pow", (a, b) if _is(b, 1):
+            return a
+        case "not", (Call(op="not", args=(a,)),) if _boolean(a):
+            return a
+        case "where", (Const(value=c), a, b):
+            return a if c else b
+        case "where", (_, a, b) if a == b and isinstance(a, Const | Access):
+            return a
+    return expr
+
+
+def _is(e: Expr, value: int) -> bool:
+    """An integer constant: a float one would promote, and so it stays."""
+    return isinstance(e, Const) and type(e.value) is int and e.value == value
+
+
+def _boolean(e: Expr) -> bool:
+    return isinstance(e, Call) and e.op in ("eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not")

@@ -1,0 +1,205 @@
+"""Every version of a tensor gets a name of its own.
+
+    Y[i] = A[i]              -->   Y.v1[i] = A[i]
+    Y[i] += B[i,k]                 Y.part[i] += B[i,k]
+                                   Y[i] = Y.v1[i] + Y.part[i]
+
+A later write that covers only a part of its target, as far as the text shows, updates the older version in place, or a
+copy of it where something reads the older version: several statements that write one name, which nothing reads between.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+
+from tdsl.errors import SelfRead, Unsupported
+from tdsl.ir import (
+    REDUCTION_OF,
+    Access,
+    Call,
+    Const,
+    Expr,
+    Index,
+    Loop,
+    Program,
+    Range,
+    Statement,
+    fresh_name,
+    reads,
+    rebuild_range,
+    rename_tensors,
+    statements,
+)
+from tdsl.ops import REDUCTIONS
+
+_COMBINE = {"+=": "add", "*=": "mul", "max=": "maximum", "min=": "minimum"}
+
+
+def ssa(program: Program, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Program:
+    """`program` with one name per version. An input keeps its name; so does the last version of any other tensor.
+
+    shapes: of all tensors, where ranges are numbers already; then they tell which writes cover their target.
+    """
+    return _Renamer(program, shapes).run()
+
+
+def covers(statement: Statement, shape: tuple[int, ...] | None = None) -> bool:
+    """Whether a statement writes every element of a target that exists already; without its shape, as far as the text shows."""
+    names = [s.name for s in statement.target.subscripts if isinstance(s, Index)]
+    if shape is not None:
+        full = {r.index: r.hi.value for r in statement.ranges if r.lo == Const(0) and isinstance(r.hi, Const)}
+        return len(set(names)) == len(shape) and all(full.get(i) == n for i, n in zip(names, shape, strict=True))
+    explicit = {r.index for r in statement.ranges if r.lo is not None}
+    return len(set(names)) == len(statement.target.subscripts) and not explicit & set(names)
+
+
+class _Renamer:
+    def __init__(self, program: Program, shapes: Mapping[str, tuple[int, ...]] | None):
+        self.program = program
+        self.shapes = shapes
+        self.taken = {*program.inputs, *(s.target.tensor for s in statements(program.body))}
+        self.current = {name: name for name in program.inputs}
+        self.left = Counter(name for node in program.body for name in {s.target.tensor for s in statements((node,))})
+        self.sizes = {o.name: o.sizes for o in program.outputs if o.sizes is not None}
+        self.out: list[Statement | Loop] = []
+
+    def run(self) -> Program:
+        for n, node in enumerate(self.program.body):
+            if isinstance(node, Loop):
+                self._loop(node)
+            else:
+                self._statement(node, n)
+        outputs = tuple(replace(o, name=self.current[o.name]) for o in self.program.outputs)
+        return replace(self.program, body=tuple(self.out), outputs=outputs)
+
+    def _version(self, name: str) -> str:
+        """The name of the next version of `name`."""
+        self.left[name] -= 1
+        last = self.left[name] == 0 and name not in self.program.inputs
+        fresh = name if last else fresh_name(f"{name}.v1", self.taken)
+        number = 2
+        while not last and fresh in self.taken:
+            fresh = f"{name}.v{number}"
+            number += 1
+        self.taken.add(fresh)
+        return fresh
+
+    def _updatable(self, name: str, position: int) -> bool:
+        """Whether the current version of `name` may be updated in place: it is no input, and nothing reads it up to this statement."""
+        if self.current[name] in self.program.inputs:
+            return False
+        for node in reversed(self.program.body[: position + 1]):
+            if any(a.tensor == name for a in reads(node)):
+                return False
+            if node is not self.program.body[position] and any(t.target.tensor == name for t in statements((node,))):
+                return isinstance(node, Statement)
+        return False
+
+    def _statement(self, s: Statement, position: int) -> None:
+        name = s.target.tensor
+        old = self.current.get(name)
+        whole = covers(s, None if self.shapes is None else self.shapes[name])
+        check_self_read(s)
+        value, ranges = self._renamed(s.value), tuple(rebuild_range(r, self._renamed) for r in s.ranges)
+        target = replace(s.target, subscripts=tuple(self._renamed(e) for e in s.target.subscripts))
+        if old is not None and not whole and self._updatable(name, position):
+            self.left[name] -= 1
+            self._rename_last(name, old)
+            target = replace(target, tensor=self.current[name])
+            self.out.append(replace(s, ranges=ranges, target=target, value=value))
+            return
+        new = self._version(name)
+        target = replace(target, tensor=new)
+        if old is None or (s.op == "=" and whole):
+            if new != name and not whole:
+                self._fill(name, new, s.op)
+            self.out.append(replace(s, ranges=ranges, target=target, value=value))
+        elif whole:
+            if s.reduced:
+                part = fresh_name(f"{name}.part", self.taken)
+                self.taken.add(part)
+                self.out.append(replace(s, ranges=ranges, target=replace(target, tensor=part), value=value))
+                value = replace(target, tensor=part)
+                ranges = tuple(r for r in ranges if r.index not in s.reduced)
+            older = replace(target, tensor=old)
+            self.out.append(replace(s, ranges=ranges, target=target, op="=", value=Call(_COMBINE[s.op], (older, value))))
+        else:
+            self.out.append(copy(old, new, len(target.subscripts), None if self.shapes is None else self.shapes[name]))
+            self.out.append(replace(s, ranges=ranges, target=target, value=value))
+        self.current[name] = new
+
+    def _rename_last(self, name: str, old: str) -> None:
+        """Gives the last version of `name` its own name, where it is updated in place after it got that of an earlier one."""
+        if self.left[name] or name in self.program.inputs:
+            return
+        to = {old: name}
+        self.out = [
+            node if isinstance(node, Loop) or node.target.tensor != old else replace(node, target=rename_target(node.target, to)) for node in self.out
+        ]
+        self.current[name] = name
+
+    def _fill(self, name: str, new: str, op: str) -> None:
+        """An older version of an output has the size that the signature gives it, whatever its first write covers."""
+        sizes = self.sizes.get(name)
+        if sizes is None or any(size is None for size in sizes):
+            return
+        indices = tuple(Index(f"n{d}") for d in range(len(sizes)))
+        ranges = tuple(Range(i.name, Const(0), size) for i, size in zip(indices, sizes, strict=True))
+        identity = REDUCTIONS[REDUCTION_OF[op]].identity if op in REDUCTION_OF else 0.0
+        self.out.append(Statement(ranges, Access(new, indices), "=", Const(identity)))
+
+    def _loop(self, node: Loop) -> None:
+        """A loop reads and writes one buffer throughout; only names that were written before it start a new version."""
+        written = {s.target.tensor for s in statements((node,))}
+        for name in sorted(written):
+            if name in self.current:
+                raise Unsupported(
+                    f"{name} is written before the ordered loop and inside it", span=node.span, help="write the loop's results to a tensor of their own"
+                )
+        for s in statements((node,)):
+            self.left[s.target.tensor] = 0
+            self.current[s.target.tensor] = s.target.tensor
+        self.out.append(_rename_loop(node, self.current))
+
+    def _renamed(self, expr: Expr) -> Expr:
+        return rename_tensors(expr, self.current)
+
+
+def _rename_loop(node: Loop, to: dict[str, str]) -> Loop:
+    def visit(e: Expr) -> Expr:
+        return rename_tensors(e, to)
+
+    body = tuple(
+        _rename_loop(child, to)
+        if isinstance(child, Loop)
+        else replace(child, ranges=tuple(rebuild_range(r, visit) for r in child.ranges), target=visit(child.target), value=visit(child.value))  # type: ignore[arg-type]
+        for child in node.body
+    )
+    return replace(node, ranges=tuple(rebuild_range(r, visit) for r in node.ranges), body=body)
+
+
+def rename_target(target: Access, to: dict[str, str]) -> Access:
+    """A target under the name that `to` gives it."""
+    return replace(target, tensor=to.get(target.tensor, target.tensor))
+
+
+def copy(old: str, new: str, rank: int, shape: tuple[int, ...] | None) -> Statement:
+    """`new[n0,n1,..] = old[n0,n1,..]` over the whole tensor."""
+    indices = tuple(Index(f"n{d}") for d in range(rank))
+    ranges = [Range(i.name) if shape is None else Range(i.name, Const(0), Const(shape[d])) for d, i in enumerate(indices)]
+    return Statement(tuple(ranges), Access(new, indices), "=", Access(old, indices))
+
+
+def check_self_read(s: Statement) -> None:
+    """A statement outside an ordered loop may read its own target only where it writes it, and only without reducing."""
+    for access in reads(s):
+        if access.tensor == s.target.tensor and (access.subscripts != s.target.subscripts or s.reduced):
+            raise SelfRead(
+                f"{access.tensor} is read while it is written, at other elements or several times per element",
+                span=access.span or s.span,
+                help="write `for ordered i:` for a recurrence over i, or give the result a name of its own",
+            )
+
+
