@@ -142,7 +142,7 @@ def _stored(program: Program, dtypes: Mapping[str, str], saved: frozenset[str]) 
 
 def plan_kernels(state: State) -> State:
     """Statements into kernels."""
-    return replace(state, plan=make_plan(state.program, state.shapes, {**state.dtypes, **state.stored}))
+    return replace(state, plan=make_plan(state.program, state.shapes, {**state.dtypes, **state.stored}, state.target))
 
 
 def tile_kernels(state: State) -> State:

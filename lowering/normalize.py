@@ -33,7 +33,7 @@ from tdsl.ir import (
     walk,
 )
 from tdsl.ops import OPS
-from tdsl.simplify import drop_dead, simplify_expr
+from tdsl.simplify import drop_dead, factors, product, simplify_expr
 
 # Producers cheaper than this many multiply-adds per element are always recomputed inside their consumers.
 CHEAP = 3.0
@@ -106,33 +106,6 @@ def integer_sum(s: Statement, dtypes: Mapping[str, str]) -> Statement:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Contraction order
-
-
-def factors(value: Expr) -> list[Expr]:
-    """The factors of a product; the divisor of a quotient is a factor 1/b, and a sign is a factor -1."""
-    if isinstance(value, Call) and value.op == "mul":
-        return [f for arg in value.args for f in factors(arg)]
-    if isinstance(value, Call) and value.op == "div":
-        return [*factors(value.args[0]), Call("div", (Const(1), value.args[1]))]
-    if isinstance(value, Call) and value.op == "neg":
-        return [Const(-1), *factors(value.args[0])]
-    return [value]
-
-
-def product(terms: list[Expr]) -> Expr:
-    """The product of some factors; 1/b divides."""
-    result: Expr | None = None
-    divisors: list[Expr] = []
-    for term in terms:
-        match term:
-            case Call(op="div", args=(Const(value=1), b)):
-                divisors.append(b)
-            case _:
-                result = term if result is None else Call("mul", (result, term))
-    result = Const(1) if result is None else result
-    for b in divisors:
-        result = Call("div", (result, b))
-    return simplify_expr(result)
 
 
 def groups(terms: list[Expr]) -> list[tuple[frozenset[str], list[Expr]]]:

@@ -13,14 +13,20 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from lowering.normalize import cost, extents, factors, groups
+from lowering.normalize import cost, extents, groups
+from lowering.targets import Target
 from tdsl.ir import Access, Expr, Index, Program, Range, Statement, expressions, free_indices, fresh_name, reads, statements, substitute, walk
 from tdsl.ops import DTYPES
 from tdsl.printer import print_statement
+from tdsl.simplify import factors
 
 # The longest row, in elements after padding to a power of two, that one program holds in registers.
 RESIDENT_ROW = 16384
-# How many contractions may share one kernel: each keeps an accumulator tile.
+# Elements per row of the accumulators that a streaming kernel keeps whole: a 64 x 256 float32 tile is half of the registers of 8 warps.
+WHOLE_TILE = 256
+# Bytes of an intermediate that whole-tensor execution would rather not hold.
+CPU_MEMORY = 1 << 28
+# How many contractions may share one kernel without streaming: each keeps an accumulator tile.
 MAX_CONTRACTIONS = 2
 
 
@@ -61,7 +67,8 @@ def contraction(s: Statement) -> Contraction | None:
 class KernelPlan:
     """One kernel: its statements in order, on one set of index names.
 
-    grid: indices that run in parallel, each element computed by one program. stores: the targets that go to memory.
+    grid: indices that run in parallel, each element computed by one program. stream: inner indices that all reductions over
+    them walk together; whole: inner indices held in one tile. stores: the targets that go to memory.
     reads, writes: tensors in memory. flops: floating-point operations. bytes: each tensor read and written once.
     """
 
@@ -74,6 +81,8 @@ class KernelPlan:
     flops: int = 0
     bytes: int = 0
     extents: Mapping[str, int] = field(default_factory=dict)
+    stream: tuple[str, ...] = ()
+    whole: tuple[str, ...] = ()
 
     @property
     def notation(self) -> str:
@@ -106,20 +115,97 @@ class Plan:
         return "\n".join([*lines, f"in memory between kernels: {memory or 'nothing'}"])
 
 
-def plan(program: Program, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str]) -> Plan:
+def plan(program: Program, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str], target: Target) -> Plan:
     """Groups the statements of a normalised program into kernels. shapes and dtypes: of every tensor, by name."""
     body = list(statements(program.body))
     kept = _kept(program, body)
-    parts: list[list[Statement]] = [[s] for s in body]
-    while (merged := _merge_one(parts, kept)) is not None:
+    recomputed = recompute(body, kept, shapes, dtypes, target)
+    while True:
+        parts, failed = _form(body, recomputed)
+        if failed is None:
+            break
+        recomputed = recomputed - {failed}
+    while (merged := _merge_one(parts, kept, recomputed)) is not None:
         parts = merged
     kernels = []
     for n, part in enumerate(parts):
         later = {a.tensor for other in parts[n + 1 :] for s in other for a in reads(s)}
-        kernels.append(_finish(f"{_identifier(program.name)}_{n}", part, kept | later, shapes, dtypes))
+        kernels.append(_finish(f"{_identifier(program.name)}_{n}", part, (kept | later) - recomputed, shapes, dtypes))
     outside = {*program.inputs, *program.results}
     memory = {t: math.prod(shapes[t]) * DTYPES[dtypes[t]].bits // 8 for k in kernels for t in k.writes if t not in outside}
     return Plan(tuple(kernels), memory, program, shapes, dtypes)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is recomputed
+
+
+def recompute(
+    body: Sequence[Statement], kept: set[str], shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str], target: Target
+) -> frozenset[str]:
+    """Intermediates that each consumer makes again rather than reads: larger than all that they are made of, and cheaper to
+    make than to write and read.
+
+    On a CPU, where every operation of torch is a pass over memory anyway, only those that do not fit into CPU_MEMORY.
+    """
+    definitions = {s.target.tensor: s for s in body}
+    uses = {t: sum(any(a.tensor == t for a in reads(s)) for s in body) for t in definitions}
+    found: set[str] = set()
+    for s in body:
+        name = s.target.tensor
+        if name in kept or not plain(s.target) or not uses[name]:
+            continue
+        size = math.prod(shapes[name]) * DTYPES[dtypes[name]].bits // 8
+        if target.backend == "cpu":
+            if size > CPU_MEMORY:
+                found.add(name)
+            continue
+        operands = _operands(s, definitions, found)
+        if size <= sum(math.prod(shapes[t]) * DTYPES[dtypes[t]].bits // 8 for t in operands):
+            continue
+        kind = "float32"
+        if contraction(s) is not None and all(DTYPES[dtypes[t]].bits == 16 for t in operands if DTYPES[dtypes[t]].kind == "float" and shapes[t]):
+            kind = "float16"
+        making = statement_flops(s) / (target.flops[kind] * target.sustained_flops)
+        moving = size * (1 + uses[name]) / (target.bandwidth * target.sustained_bandwidth)
+        if making * uses[name] < moving:
+            found.add(name)
+    return frozenset(found)
+
+
+def _operands(s: Statement, definitions: Mapping[str, Statement], recomputed: set[str]) -> set[str]:
+    """The tensors in memory that a statement is made of, through those that are recomputed."""
+    found: set[str] = set()
+    for a in reads(s):
+        if a.tensor in recomputed:
+            found |= _operands(definitions[a.tensor], definitions, recomputed)
+        else:
+            found.add(a.tensor)
+    return found
+
+
+def _form(body: Sequence[Statement], recomputed: frozenset[str]) -> tuple[list[list[Statement]], str | None]:
+    """A part for each tensor in memory, with what it recomputes; or the tensor that some part cannot recompute."""
+    definitions = {s.target.tensor: s for s in body if s.target.tensor in recomputed}
+    parts = []
+    for s in body:
+        if s.target.tensor in recomputed:
+            continue
+        part = [s]
+        while (missing := next((a for t in part for a in reads(t) if a.tensor in recomputed and a.tensor not in {u.target.tensor for u in part}), None)) is not None:
+            pulled = _pull(definitions[missing.tensor], part)
+            if pulled is None:
+                return [], missing.tensor
+            part = pulled
+        if len(part) > 1 and kernel_shape(part) is None:
+            return [], part[-2].target.tensor
+        parts.append(part)
+    return parts, None
+
+
+def _pull(producer: Statement, part: list[Statement]) -> list[Statement] | None:
+    to = _unify([producer], part, {producer.target.tensor})
+    return None if to is None else [rename(producer, to), *part]
 
 
 def _kept(program: Program, body: list[Statement]) -> set[str]:
@@ -143,19 +229,23 @@ def _identifier(name: str) -> str:
 # Joining
 
 
-def _merge_one(parts: list[list[Statement]], kept: set[str]) -> list[list[Statement]] | None:
-    """The parts after the first join that is legal and pays, or None."""
-    writer = {s.target.tensor: n for n, part in enumerate(parts) for s in part}
+def _merge_one(parts: list[list[Statement]], kept: set[str], recomputed: frozenset[str]) -> list[list[Statement]] | None:
+    """The parts after the first join that is legal and pays, or None: of a producer with its consumer, or of two that
+    recompute the same."""
+    writer = {s.target.tensor: n for n, part in enumerate(parts) for s in part if s.target.tensor not in recomputed}
     needs = [{writer[a.tensor] for s in part for a in reads(s) if a.tensor in writer} - {n} for n, part in enumerate(parts)]
+    before = [_ancestors(n, needs) for n in range(len(parts))]
     for c, consumer in enumerate(parts):
-        for p in sorted(needs[c], reverse=True):
-            if any(p in _ancestors(x, needs) for x in needs[c] if x != p):
+        shares = {s.target.tensor for s in consumer} & recomputed
+        beside = [n for n in range(c) if n not in before[c] and shares & {s.target.tensor for s in parts[n]}]
+        for p in [*sorted(needs[c], reverse=True), *beside]:
+            if any(p in before[x] for x in needs[c] if x != p):
                 continue  # something between them waits for the producer
-            joined = join(parts[p], consumer, kept)
+            joined = join(parts[p], consumer, kept, recomputed)
             if joined is not None:
                 rest = [part for n, part in enumerate(parts) if n not in (p, c)]
                 position = sum(1 for n in range(len(parts)) if n < c and n != p)
-                return _sorted([*rest[:position], joined, *rest[position:]])
+                return _sorted([*rest[:position], joined, *rest[position:]], recomputed)
     return None
 
 
@@ -169,15 +259,16 @@ def _ancestors(n: int, needs: Sequence[set[int]]) -> set[int]:
     return found
 
 
-def _sorted(parts: list[list[Statement]]) -> list[list[Statement]]:
+def _sorted(parts: list[list[Statement]], recomputed: frozenset[str]) -> list[list[Statement]]:
     """Parts in an order in which each comes after those that it reads, otherwise as they are."""
     writers: dict[str, list[int]] = {}
     for n, part in enumerate(parts):
         for s in part:
-            writers.setdefault(s.target.tensor, []).append(n)
+            if s.target.tensor not in recomputed:
+                writers.setdefault(s.target.tensor, []).append(n)
     needs = [{m for s in part for a in (*reads(s), s.target) for m in writers.get(a.tensor, ()) if m != n} for n, part in enumerate(parts)]
     for n, part in enumerate(parts):  # several statements that update one tensor keep their order
-        needs[n] -= {m for s in part for m in writers[s.target.tensor] if m > n}
+        needs[n] -= {m for s in part for m in writers.get(s.target.tensor, ()) if m > n}
     order: list[int] = []
     while len(order) < len(parts):
         ready = next((n for n in range(len(parts)) if n not in order and needs[n] <= set(order)), None)
@@ -186,26 +277,37 @@ def _sorted(parts: list[list[Statement]]) -> list[list[Statement]]:
     return [parts[n] for n in order]
 
 
-def join(producer: list[Statement], consumer: list[Statement], kept: set[str]) -> list[Statement] | None:
+def join(producer: list[Statement], consumer: list[Statement], kept: set[str], recomputed: frozenset[str]) -> list[Statement] | None:
     """The statements of both on one set of names, or None where they cannot share a kernel or should not."""
     written = {s.target.tensor for s in producer}
     if any(not plain(s.target) for s in producer) or any(s.target.tensor in kept and not plain(s.target) for s in consumer if s.reduced):
         return None
-    names = [s.target.tensor for s in (*producer, *consumer)]
-    if len({*names}) < len(names):
+    shared = written & {s.target.tensor for s in consumer}
+    if shared - recomputed:
         return None
     to = _unify(producer, consumer, written)
     if to is None:
         return None
     renamed = [rename(s, to) for s in producer]
-    joined = [*renamed, *consumer]
-    return joined if _pays(joined) else None
+    mine = {s.target.tensor: s for s in consumer}
+    if any(t.target.tensor in shared and t.value != mine[t.target.tensor].value for t in renamed):
+        return None
+    first = [s for s in consumer if s.target.tensor in recomputed]
+    joined = [*renamed, *(s for s in first if s.target.tensor not in shared), *(s for s in consumer if s.target.tensor not in recomputed)]
+    return joined if kernel_shape(joined) is not None else None
 
 
 def _unify(producer: list[Statement], consumer: list[Statement], written: set[str]) -> dict[str, str] | None:
     """The producer's indices -> the consumer's, so that the elements handed over are the same."""
     targets = {s.target.tensor: s.target for s in producer}
     to: dict[str, str] = {}
+    theirs_of = {s.target.tensor: s for s in consumer}
+    for s in producer:  # what both recompute is one statement
+        other = theirs_of.get(s.target.tensor)
+        if other is not None:
+            for a, b in zip((*free_indices(s.target), *s.reduced), (*free_indices(other.target), *other.reduced), strict=True):
+                if to.setdefault(a, b) != b:
+                    return None
     for s in consumer:
         for access in reads(s):
             if access.tensor not in written:
@@ -255,15 +357,43 @@ def grid_of(part: Sequence[Statement]) -> tuple[str, ...]:
     return tuple(i for i in free_indices(part[-1].target) if i in shared)
 
 
-def _pays(part: Sequence[Statement]) -> bool:
-    grid = set(grid_of(part))
+@dataclass(frozen=True, slots=True)
+class KernelShape:
+    """How a kernel walks its indices: `grid` in parallel, `stream` by a loop that all of its reductions over them share,
+    `whole` in one tile. Other inner indices belong to single reductions."""
+
+    grid: tuple[str, ...]
+    stream: tuple[str, ...] = ()
+    whole: tuple[str, ...] = ()
+
+
+def kernel_shape(part: Sequence[Statement]) -> KernelShape | None:
+    """How some statements can share a kernel, or None where they cannot or should not."""
+    grid = grid_of(part)
+    owned = set(grid)
     matrices = sum(contraction(s) is not None for s in part)
-    if all(set(free_indices(s.target)) == grid for s in part):
-        return matrices <= MAX_CONTRACTIONS
-    if matrices or not grid:
-        return False
-    rows = [math.prod(1 << max(0, n - 1).bit_length() for i, n in extents(s).items() if i not in grid) for s in part]
-    return max(rows) <= RESIDENT_ROW
+    if all(set(free_indices(s.target)) == owned for s in part):
+        return KernelShape(grid) if matrices <= MAX_CONTRACTIONS else None
+    if not grid:
+        return None
+    size = {i: n for s in part for i, n in extents(s).items()}
+    rows = [math.prod(_padded(n) for i, n in extents(s).items() if i not in owned) for s in part]
+    if not matrices and max(rows) <= RESIDENT_ROW:
+        return KernelShape(grid, (), tuple(i for i in size if i not in owned))
+    free = {i for s in part for i in free_indices(s.target)} - owned
+    stream = tuple(i for i in size if i in free and any(i in s.reduced for s in part))
+    whole = tuple(i for i in size if i in free and i not in stream)
+    if not stream or math.prod(_padded(size[i]) for i in whole) > WHOLE_TILE:
+        return None
+    if any(0 < len(set(stream) & set(s.indices)) < len(stream) for s in part):
+        return None  # several streamed indices go together or not at all
+    if any(set(stream) & set(s.reduced) and set(stream) & set(free_indices(s.target)) for s in part):
+        return None
+    return KernelShape(grid, stream, whole)
+
+
+def _padded(n: int) -> int:
+    return 1 << max(0, n - 1).bit_length()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -278,7 +408,8 @@ def _finish(name: str, part: list[Statement], needed: set[str], shapes: Mapping[
     size = {i: n for s in part for i, n in extents(s).items()}
     flops = sum(statement_flops(s) for s in part)
     moved = sum(math.prod(shapes[t]) * DTYPES[dtypes[t]].bits // 8 for t in (*read, *stores))
-    return KernelPlan(name, tuple(part), grid_of(part), stores, read, stores, flops, moved, size)
+    shape = kernel_shape(part) or KernelShape(grid_of(part))
+    return KernelPlan(name, tuple(part), shape.grid, stores, read, stores, flops, moved, size, shape.stream, shape.whole)
 
 
 def statement_flops(s: Statement) -> int:

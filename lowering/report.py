@@ -19,9 +19,10 @@ from typing import Any
 
 from lowering import aot, disk_cache
 from lowering.aot import Compiled
+from lowering.compiler import State, Step
 from lowering.kernel_source import KernelSource, require_triton
 from lowering.targets import Target, find_target
-from tdsl.errors import CompileError, MissingPackage
+from tdsl.errors import ArgumentError, CompileError, MissingPackage
 
 _NO_HINTS: Mapping[str, int] = {}
 # Raised when the meaning of a field changes, so that older entries are not read.
@@ -92,6 +93,27 @@ def sass(compiled: Compiled) -> str:
     if "cubin" not in compiled.asm:
         return compiled.text("amdgcn")
     return _tool("nvdisasm", compiled, "-c")
+
+
+def hints_of(step: Step) -> dict[str, int]:
+    """What a launch of this kernel tells Triton of its integers: 1 where one is 1, 16 where it is a multiple of 16."""
+    return {name: 1 if value == 1 else 16 for name, value in step.integers.items() if value == 1 or value % 16 == 0}
+
+
+def machine_text(state: State, kind: str) -> str:
+    """A stage of every kernel of a lowered program: "ttir", "ttgir", "llir", "ptx", "amdgcn" or "sass" (on HIP the assembly).
+
+    Raises ArgumentError for a kind that the target does not have, and what `aot.compile` raises.
+    """
+    texts = []
+    for step in state.steps:
+        assert step.source is not None, "a program lowered for a CPU has no machine code"
+        compiled = aot.compile(step.source, state.target.name, hints_of(step))
+        if kind != "sass" and not isinstance(compiled.asm.get(kind), str):
+            kinds = ", ".join(name for name, text in compiled.asm.items() if isinstance(text, str))
+            raise ArgumentError(f"the target {state.target.name} has no {kind!r}", help=f"it has {kinds}, sass")
+        texts.append(sass(compiled) if kind == "sass" else compiled.text(kind))
+    return "\n".join(texts)
 
 
 def _from_entry(entry: dict[str, Any]) -> KernelReport | None:

@@ -38,6 +38,8 @@ def default_schedule(kernel: KernelPlan, strides: Mapping[str, tuple[int, ...]],
     """The configuration used where none was given or tuned. strides: of every tensor in memory, in elements."""
     if target.backend == "cpu":
         return _whole(kernel)
+    if kernel.stream and any(contraction(s) for s in kernel.statements):
+        return _streamed(kernel, dtypes, target)
     for s in kernel.statements:
         found = contraction(s)
         if found is not None and uses_dot(found, kernel, dtypes, s.target.tensor):
@@ -65,10 +67,11 @@ def _whole(kernel: KernelPlan) -> Schedule:
     """Every index one tile, but for grid indices of a kernel whose intermediates would be far larger than what it reads."""
     tiles = {i: max(1, n) for i, n in kernel.extents.items()}
     for s in kernel.statements:
-        if contraction(s) is not None or not (s.reduced or len(kernel.statements) > 1):
+        if (contraction(s) is not None and len(kernel.statements) == 1) or not (s.reduced or len(kernel.statements) > 1):
             continue
-        for i in sorted((i for i in kernel.grid if i in s.indices), key=lambda i: -kernel.extents[i]):
-            elements = math.prod(tiles[j] for j in s.indices)
+        held = free_indices(s.target) if contraction(s) is not None else s.indices
+        for i in sorted((i for i in kernel.grid if i in held), key=lambda i: -kernel.extents[i]):
+            elements = math.prod(tiles[j] for j in held)
             if elements > CPU_BLOCK:
                 tiles[i] = max(1, tiles[i] * CPU_BLOCK // elements)
     order = (*kernel.grid, *kernel.inner)
@@ -113,6 +116,50 @@ def _contraction(kernel: KernelPlan, c: Contraction, strides: Mapping[str, tuple
             rest -= set(other.k)
     inner += [((i,), min(16, power_of_two(size[i]))) for i in sorted(rest)]
     return Schedule((*batch, *groups, *inner), warps, stages, group=8)
+
+
+# (rows, streamed, warps) in order of preference. The first are those of FlashAttention-2 and of FlexAttention on Hopper.
+_STREAM_TILES = ((128, 128, 8), (128, 64, 8), (128, 64, 4), (64, 128, 8), (64, 64, 4), (64, 32, 4), (32, 32, 4), (16, 32, 4), (16, 16, 4))
+# float32 values per thread that tiles may hold; 255 registers less addresses, operands of the tensor cores and temporaries.
+_STREAM_REGISTERS = 144
+
+
+def _streamed(kernel: KernelPlan, dtypes: Mapping[str, str], target: Target) -> Schedule:
+    """The largest tiles whose accumulators and scores fit into the registers, halved in rows while the chip is not filled."""
+    size = kernel.extents
+    found = [c for c in (contraction(s) for s in kernel.statements) if c is not None]
+    rows = tuple(i for i in kernel.grid if any(i in c.m or i in c.n for c in found)) or kernel.grid[-1:]
+    batch = tuple(i for i in kernel.grid if i not in rows)
+    height, length = (math.prod(size[i] for i in group) for group in (rows, kernel.stream))
+    programs = math.prod(size[i] for i in batch)
+    whole = {i: power_of_two(size[i]) for i in kernel.whole}
+    along = set(kernel.stream)
+    held = [math.prod(whole.get(i, 1) for i in free_indices(s.target)) for s in kernel.statements if along & set(s.reduced)]
+    scores = sum(1 for s in kernel.statements if s.reduced and along & set(free_indices(s.target)))
+    chosen = _STREAM_TILES[-1]
+    for tile_m, tile_n, warps in _STREAM_TILES:
+        if (tile_m > DOT_MIN and tile_m >= 2 * power_of_two(height)) or (tile_n > DOT_MIN and tile_n >= 2 * power_of_two(length)):
+            continue
+        if (tile_m * (sum(held) + (scores + 1) * tile_n)) / (32 * warps) > _STREAM_REGISTERS:
+            continue
+        if tile_m > 64 and -(-height // tile_m) * programs < target.sms:
+            continue
+        chosen = (tile_m, tile_n, warps)
+        break
+    tile_m, tile_n, warps = chosen
+    dots = {i for c in found for i in (*c.m, *c.n, *c.k)}
+    axes = [((i,), 1) for i in batch] + [(rows, tile_m), (kernel.stream, tile_n)]
+    axes += [((i,), max(DOT_MIN if i in dots else 1, whole[i])) for i in kernel.whole]
+    for s in kernel.statements:
+        rest = tuple(i for i in s.reduced if i not in along and not any(i in group for group, _ in axes))
+        if not rest:
+            continue
+        extent = math.prod(size[i] for i in rest)
+        if contraction(s) is not None:
+            axes.append((rest, max(DOT_MIN, power_of_two(extent)) if power_of_two(extent) <= 128 else 64))
+        else:  # a short sum is walked number by number: a 3-D tile would not fit
+            axes.append((rest, 1))
+    return Schedule(tuple(axes), warps, 2)
 
 
 def _waves(m: int, n: int, tile_m: int, tile_n: int, batch: int, sms: int) -> float:

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lowering import tile_ir as ir
-from lowering.normalize import product
 from lowering.plan import Contraction, KernelPlan, contraction, plain
 from lowering.schedule import Schedule
+from lowering.stream import OLD, Reduction, passes
 from tdsl.dtypes import SCALAR, TENSOR, WEAK, Typed, dtype_of, join
 from tdsl.errors import Unsupported
-from tdsl.ir import Access, Call, Clamp, Const, Expr, Index, Pad, Statement, free_indices, rebuild, walk
+from tdsl.ir import REDUCTION_OF, Access, Call, Clamp, Const, Expr, Index, Pad, Statement, free_indices, rebuild, walk
 from tdsl.ops import DTYPES, OPS, REDUCTIONS
+from tdsl.simplify import product
 
 _STORE_MODE = {"=": "set", "+=": "add", "max=": "max", "min=": "min"}
 _PRODUCT = "%product"  # the accumulated dot, under the name by which its epilogue reads it
@@ -68,6 +69,7 @@ class _Scope:
         self.axis = axis
         self.ops: list[ir.Operation] = []
         self.known: dict[object, ir.Value] = {}
+        self.locals: dict[str, ir.Value] = {}  # tensors that this kernel has computed here
 
 
 class _Tiler:
@@ -83,7 +85,7 @@ class _Tiler:
         self.level: dict[str, int] = {}
         self.typed: dict[str, Typed] = {}
         self.values: dict[str, ir.Value] = {}
-        self.locals: dict[str, ir.Value] = {}
+        self.inside = {s.target.tensor: s for s in kernel.statements if s.reduced and plain(s.target) and s.target.tensor not in memory.updated}
         self.definitions = {s.target.tensor: s for s in kernel.statements if not s.reduced and plain(s.target) and s.target.tensor not in memory.updated}
         self.buffers: dict[str, ir.Buffer] = {}
         self.zero_filled: dict[str, frozenset[str]] = {}
@@ -98,24 +100,49 @@ class _Tiler:
         return ir.Axis("_".join(indices), sizes, tile, role, not self.exact and (extent == 0 or extent % tile != 0))
 
     def run(self) -> ir.Kernel:
-        for s in self.plan.statements:
-            if s.reduced:
-                value = self.reduce(s)
-                if s.target.tensor not in self.memory.updated and plain(s.target):
-                    self.locals[s.target.tensor] = value
-                if s.target.tensor in self.plan.stores:
-                    self.store(s, value)
-            elif s.target.tensor in self.plan.stores:
-                loops = [a for a in self.axes if a.role == "loop" and any(i in s.indices for i, _ in a.indices)]
-                self.enter(loops)
-                self.store(s, self.as_value(self.eval(s.value)))
-                self.leave(loops)
+        self._statements()
         wide = any(_span(b) >= 2**31 for b in self.buffers.values())
         order = [*self.plan.reads, *self.plan.writes]
         buffers = tuple(sorted(self.buffers.values(), key=lambda b: order.index(b.tensor)))
         return ir.Kernel(
             self.plan.name, self.plan.notation, self.axes, buffers, tuple(self.scopes[0].ops), self.schedule.num_warps, self.schedule.num_stages, self.schedule.group, wide
         )  # fmt: skip
+
+    def _statements(self) -> None:
+        """Reductions in order, those over a streamed axis pass by pass; then what is stored element by element."""
+        streamed = [a for a in self.axes if a.role == "loop" and a.indices[0][0] in self.plan.stream]
+        along = {i for a in streamed for i, _ in a.indices}
+        pending = list(passes(self.plan.statements, tuple(along))) if along else []
+        done: set[str] = set()
+        for s in self.plan.statements:
+            name = s.target.tensor
+            if along & set(free_indices(s.target)):
+                continue
+            if along & set(s.reduced):
+                while name not in done:
+                    now = pending.pop(0)
+                    self.stream(now, streamed)
+                    done |= {r.statement.target.tensor for r in now}
+                if name in self.plan.stores:
+                    self.store(s, self.read(s.target))
+            elif s.reduced:
+                value = self.read(s.target) if name in self.inside else self.reduce(s)
+                if name in self.plan.stores:
+                    self.store(s, value)
+            elif name in self.plan.stores:
+                self._store_each(s, self._loops_of(s))
+        for s in self.plan.statements:
+            if along & set(free_indices(s.target)) and s.target.tensor in self.plan.stores:
+                self._store_each(s, self._loops_of(s))
+
+    def _loops_of(self, s: Statement) -> list[ir.Axis]:
+        free = set(free_indices(s.target))
+        return [a for a in self.axes if a.role == "loop" and any(i in free for i, _ in a.indices)]
+
+    def _store_each(self, s: Statement, loops: list[ir.Axis]) -> None:
+        self.enter(loops)
+        self.store(s, self.read(s.target) if s.reduced and s.target.tensor in self.inside else self.as_value(self.eval(s.value)))
+        self.leave(loops)
 
     # -- scopes and value numbering -----------------------------------------------------------------------------------
 
@@ -267,11 +294,15 @@ class _Tiler:
 
     def read(self, access: Access) -> ir.Value:
         """A tensor's elements as they are stored, or the value of one that this kernel computes."""
-        if access.tensor in self.locals:
-            return self.locals[access.tensor]
-        if access.tensor in self.definitions and access.tensor in {s.target.tensor for s in self.plan.statements}:
-            s = self.definitions[access.tensor]
-            return self.as_value(self.eval(s.value))
+        for scope in reversed(self.scopes):
+            if access.tensor in scope.locals:
+                return scope.locals[access.tensor]
+        if access.tensor in self.definitions:
+            return self.as_value(self.eval(self.definitions[access.tensor].value))
+        if access.tensor in self.inside:
+            value = self.reduce(self.inside[access.tensor])
+            self.scopes[self.level[value.name]].locals[access.tensor] = value
+            return value
         buffer = self.buffer(access.tensor)
         subscripts = tuple(self.subscript(e) for e in access.subscripts)
         names = tuple(dict.fromkeys(i for e in subscripts for i in free_indices(e)))
@@ -324,39 +355,143 @@ class _Tiler:
     # -- reductions ---------------------------------------------------------------------------------------------------
 
     def reduce(self, s: Statement) -> ir.Value:
-        """The reduced value of a statement, made outside of all loops."""
+        """The reduced value of a statement, with loops of its own where an axis that it reduces has several tiles."""
         dtype = self.memory.dtypes[s.target.tensor]
         found = contraction(s)
         if found is not None and DTYPES[dtype].kind == "float" and self._dot_axes(found):
             return self.dot(s, found)
-        reduction = {"+=": "sum", "*=": "prod", "max=": "max", "min=": "min"}[s.op]
-        compute = DTYPES[dtype].compute if dtype != "bool" else "int64"
+        reduction = REDUCTION_OF[s.op]
+        compute = self._accumulator(dtype)
         axes = [a for a in self.axes if any(i in s.reduced for i, _ in a.indices)]
         folded = tuple(a.name for a in axes if not a.scalar)
         loops = [a for a in axes if a.role == "loop"]
         fill = identity(reduction, compute)
-        typed: Typed = (dtype, TENSOR if s.target.subscripts else SCALAR)
+        typed = self._typed(s)
         if not loops:
-            value = self._term(s, folded, compute, fill)
-        else:
-            target = self.tile_axes(tuple(i for i in s.indices if i not in s.reduced))
-            carry = self._carry(s.target.tensor, self.sort(target | set(folded)), typed, compute, fill)
-            self.enter(loops)
-            term = self._term(s, folded, compute, fill)
-            total = ir.Value(self.fresh(REDUCTIONS[reduction].combine), carry.axes, compute)
-            self.scopes[-1].ops += [ir.Elementwise(total, REDUCTIONS[reduction].combine, (carry, term)), ir.Assign(carry, total)]
-            self.leave(loops)
-            value = carry
+            return self.fold(s, self._term(s, s.value, folded, compute, fill), folded, reduction, typed)
+        target = self.tile_axes(tuple(i for i in s.indices if i not in s.reduced))
+        carry = self._carry(s.target.tensor, self.sort(target | set(folded)), typed, compute, fill)
+        self.enter(loops)
+        term = self._term(s, s.value, folded, compute, fill)
+        self._accumulate(carry, carry, term, REDUCTIONS[reduction].combine)
+        self.leave(loops)
+        return self.fold(s, carry, folded, reduction, typed)
+
+    def _accumulator(self, dtype: str) -> str:
+        return DTYPES[dtype].compute if dtype != "bool" else "int64"
+
+    def _typed(self, s: Statement) -> Typed:
+        return self.memory.dtypes[s.target.tensor], TENSOR if s.target.subscripts else SCALAR
+
+    def _accumulate(self, carry: ir.Value, old: ir.Value, term: ir.Value, combine: str) -> None:
+        """carry <- old combined with term."""
+        total = self._new(combine, carry.axes, carry.dtype, self.typed[carry.name])
+        self.scopes[-1].ops += [ir.Elementwise(total, combine, (old, term)), ir.Assign(carry, total)]
+
+    def _new(self, base: str, axes: tuple[str, ...], dtype: str, typed: Typed) -> ir.Value:
+        """A value made in the innermost scope, outside of value numbering."""
+        value = ir.Value(self.fresh(base), axes, dtype)
+        self.typed[value.name] = typed
+        self.level[value.name] = len(self.scopes) - 1
+        self.values[value.name] = value
+        return value
+
+    def fold(self, s: Statement, value: ir.Value, folded: tuple[str, ...], reduction: str, typed: Typed) -> ir.Value:
+        """`value` reduced along some axes."""
         if not folded:
             self.typed[value.name] = typed
             return value
-        result, _ = self.make(("fold", value.name, s.target.tensor), s.target.tensor, tuple(a for a in value.axes if a not in folded), typed, compute, 0)
-        self.emit(result, ir.Fold(result, value, reduction, folded))
+        axes = tuple(a for a in value.axes if a not in folded)
+        result, new = self.make(("fold", reduction, value.name, folded), s.target.tensor, axes, typed, value.dtype, self.level[value.name])
+        if new:
+            self.emit(result, ir.Fold(result, value, reduction, folded))
         return result
 
-    def _term(self, s: Statement, folded: tuple[str, ...], compute: str, fill: float | int | bool) -> ir.Value:
+    # -- streams ------------------------------------------------------------------------------------------------------
+
+    def stream(self, members: tuple[Reduction, ...], loops: list[ir.Axis]) -> None:
+        """One pass: every member's running value, multiplied by its factor when those that it reads change."""
+        carries = {}
+        for r in members:
+            s = r.statement
+            compute = self._accumulator(self.memory.dtypes[s.target.tensor])
+            lanes = self.sort(self.tile_axes(free_indices(s.target)))
+            carries[s.target.tensor] = self._carry(s.target.tensor, lanes, self._typed(s), compute, identity(REDUCTION_OF[s.op], compute))
+        read = {name for r in members for name in r.running}
+        folded = tuple(a.name for a in loops if not a.scalar)
+        self.enter(loops)
+        for carry in carries.values():  # what reads it changes from step to step
+            self.level[carry.name] = len(self.scopes) - 1
+        later = []
+        for r in members:
+            name = r.statement.target.tensor
+            carry = carries[name]
+            old = carry if r.factor is None else self._as(self.call("mul", [carry, self.eval(r.factor)]), carry)
+            new = self._step(r, carry, old, folded)
+            if name in read:
+                self.scopes[-1].locals[name] = self._guarded(r, new)
+                self.scopes[-1].locals[name + OLD] = self._guarded(r, carry)
+                later.append(ir.Assign(carry, new))
+            else:
+                self.scopes[-1].ops.append(ir.Assign(carry, new))
+        self.scopes[-1].ops += later
+        self.leave(loops)
+        for carry in carries.values():
+            self.level[carry.name] = len(self.scopes) - 1
+        for r in members:
+            name = r.statement.target.tensor
+            value = carries[name]
+            if r.factor is not None:  # from the guarded running values to the finished ones
+                for other in r.running:
+                    self.scopes[0].locals[other + OLD] = self._guarded(next(m for m in members if m.statement.target.tensor == other), carries[other])
+                value = self._as(self.call("mul", [value, self.eval(r.factor)]), value)
+            self.scopes[0].locals[name] = value
+        for r in members:
+            if r.outer:
+                name = r.statement.target.tensor
+                self.scopes[0].locals[name] = self._times(self.scopes[0].locals[name], r.outer, self._typed(r.statement))
+
+    def _step(self, r: Reduction, carry: ir.Value, old: ir.Value, folded: tuple[str, ...]) -> ir.Value:
+        """The running value after one tile."""
+        s = replace(r.statement, value=r.inner)
+        reduction = REDUCTION_OF[s.op]
+        found = contraction(s)
+        if found is not None and self._dot_axes(found):
+            common = join(self._operand_type(found.lhs), self._operand_type(found.rhs))
+            lhs, rhs = (self._masked(self.operand(e, common), folded, 0.0) for e in (found.lhs, found.rhs))
+            new = self._new(s.target.tensor, carry.axes, carry.dtype, self.typed[carry.name])
+            self.scopes[-1].ops.append(ir.Dot(new, lhs, rhs, old, self.sort(self.tile_axes(found.batch)), folded))
+            return new
+        term = self._term(s, r.inner, folded, carry.dtype, identity(reduction, carry.dtype))
+        part = self.fold(s, term, folded, reduction, self.typed[carry.name])
+        new = self._new(REDUCTIONS[reduction].combine, carry.axes, carry.dtype, self.typed[carry.name])
+        self.scopes[-1].ops.append(ir.Elementwise(new, REDUCTIONS[reduction].combine, (old, part)))
+        return new
+
+    def _guarded(self, r: Reduction, value: ir.Value) -> ir.Value:
+        """A running maximum or minimum that is still infinite counts as 0: nothing has been summed relative to it yet."""
+        if not math.isinf(REDUCTIONS[REDUCTION_OF[r.statement.op]].identity):
+            return value
+        infinite = self.call("eq", [self.call("abs", [value]), math.inf])
+        return self.as_value(self.call("where", [infinite, 0.0, value]))
+
+    def _as(self, v: ir.Operand, like: ir.Value) -> ir.Value:
+        """A value with the dtype that promotion takes `like` for."""
+        value = self.as_value(self.cast(v, like.dtype))
+        self.typed[value.name] = self.typed[like.name]
+        return value
+
+    def _times(self, value: ir.Value, outer: tuple[Expr, ...], typed: Typed) -> ir.Value:
+        """A finished sum times the factors that do not vary along it."""
+        self.scopes[-1].locals[_PRODUCT] = value
+        result = self.as_value(self.cast(self.eval(product([Access(_PRODUCT), *outer])), value.dtype))
+        del self.scopes[-1].locals[_PRODUCT]
+        self.typed[result.name] = typed
+        return result
+
+    def _term(self, s: Statement, value: Expr, folded: tuple[str, ...], compute: str, fill: float | int | bool) -> ir.Value:
         """What is reduced, along every folded axis, with the identity in lanes beyond the end."""
-        term = self.as_value(self.cast(self.eval(s.value), compute))
+        term = self.as_value(self.cast(self.eval(value), compute))
         missing = set(folded) - set(term.axes)
         if missing:
             zeros = self.full(identity("sum", compute), (compute, TENSOR), self.sort(set(folded)), compute)
@@ -374,10 +509,7 @@ class _Tiler:
         return result
 
     def _carry(self, base: str, axes: tuple[str, ...], typed: Typed, dtype: str, fill: float | int | bool) -> ir.Value:
-        value = ir.Value(self.fresh(base), axes, dtype)
-        self.typed[value.name] = typed
-        self.level[value.name] = 0
-        self.values[value.name] = value
+        value = self._new(base, axes, dtype, typed)
         self.scopes[-1].ops.append(ir.Full(value, fill))
         return value
 
@@ -404,21 +536,19 @@ class _Tiler:
         carry = self._carry(s.target.tensor, lanes, common, compute, 0.0) if loops else None
         self.enter(loops)
         lhs, rhs = (self._masked(self.operand(e, common), contract, 0.0) for e in (c.lhs, c.rhs))
-        result = ir.Value(self.fresh(s.target.tensor), lanes, compute)
-        self.typed[result.name] = common
-        self.level[result.name] = 0
-        self.values[result.name] = result
-        self.scopes[-1].ops.append(ir.Dot(result, lhs, rhs, carry, batch, contract))
-        if carry is not None:
-            self.scopes[-1].ops.append(ir.Assign(carry, result))
+        if carry is None:
+            level = max(self.level[lhs.name], self.level[rhs.name])
+            total, _ = self.make(("dot", lhs.name, rhs.name), s.target.tensor, lanes, common, compute, level)
+            self.emit(total, ir.Dot(total, lhs, rhs, None, batch, contract))
+        else:
+            total = carry
+            result = self._new(s.target.tensor, lanes, compute, common)
+            self.scopes[-1].ops += [ir.Dot(result, lhs, rhs, carry, batch, contract), ir.Assign(carry, result)]
         self.leave(loops)
-        total = carry or result
+        typed = (dtype, TENSOR)
         if c.outer:
-            self.locals[_PRODUCT] = total
-            self.typed[total.name] = (common[0], TENSOR)
-            total = self.as_value(self.cast(self.eval(product([Access(_PRODUCT), *c.outer])), compute))
-            del self.locals[_PRODUCT]
-        self.typed[total.name] = (dtype, TENSOR)
+            return self._times(total, c.outer, typed)
+        self.typed[total.name] = typed
         return total
 
     def _operand_type(self, terms: tuple[Expr, ...]) -> Typed:

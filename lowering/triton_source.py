@@ -137,9 +137,12 @@ class _Printer:
     # -- statements -----------------------------------------------------------------------------------------------------
 
     def block(self, body: tuple[ir.Operation, ...], indent: str) -> Iterator[str]:
-        carried = {op.src.name: op.dst.name for op in body if isinstance(op, ir.Assign)}
+        # A value that only feeds a carried one is printed under that name: `acc = tl.dot(a, b, acc)`.
+        carried = {b.src.name: b.dst.name for a, b in zip(body, body[1:], strict=False) if isinstance(b, ir.Assign) and getattr(a, "dst", None) == b.src}
         for op in body:
             if isinstance(op, ir.Assign):
+                if op.src.name not in carried:
+                    yield f"{indent}{op.dst.name} = {self.name(op.src, op.src.axes)}"
                 continue
             if isinstance(op, ir.For):
                 axis = op.axis
@@ -157,7 +160,6 @@ class _Printer:
                 yield indent + self.store(op)
                 continue
             self.values[op.dst.name] = op.dst
-            # A value that only feeds a carried one is printed under that name: `acc = tl.dot(a, b, acc)`.
             if op.dst.name in carried:
                 self.alias[op.dst.name] = carried[op.dst.name]
             yield f"{indent}{self.alias.get(op.dst.name, op.dst.name)} = {self.value(op)}"

@@ -15,7 +15,7 @@ from tdsl.autograd import Differentiable
 from tdsl.config import config
 from tdsl.errors import ArgumentError, Unsupported
 from tdsl.ir import Program
-from tdsl.runtime import Executor, Outputs, target_of
+from tdsl.runtime import Executor, target_of
 from tdsl.swap import gradient
 from tdsl.text import parse
 
@@ -103,12 +103,19 @@ class Function:
 
     # -- looking inside ---------------------------------------------------------------------------------------------------
 
+    @property
+    def executor(self) -> Executor:
+        """What runs the program where no gradient is recorded."""
+        return self._executor
+
     def lower(self, *args: Any, target: str | None = None) -> State:
         """Everything that the compiler finds for arguments: tensors, meta tensors, or strings such as "bf16[8,64]"."""
         found = layout(self._program, args, self._executor.integers)
-        return self._executor.lower(found, target or self._target(args, found.device))
+        return self._executor.lower(found, target or self.target_for(args))
 
-    def _target(self, args: Sequence[Any], device: torch.device | None) -> str:
+    def target_for(self, args: Sequence[Any]) -> str:
+        """The target that arguments are compiled for where none is named: their device's, and "cuda:90" for mere descriptions."""
+        device = layout(self._program, args).device
         if device is None or device.type == "meta":
             return "cpu" if device is None and not any(isinstance(a, str) for a in args) and self._backend != "triton" else "cuda:90"
         return "cpu" if self._executor.backend_for(device) == "torch" else target_of(device)
@@ -134,7 +141,7 @@ class Function:
             raise ArgumentError(f"no stage is called {kind!r}", help=f"kinds: {', '.join(KINDS)}")
         if kind == "torch":
             return self.lower(*args, target="cpu").text
-        state = self.lower(*args, target=_gpu(target or self._target(args, layout(self._program, args).device)))
+        state = self.lower(*args, target=_gpu(target or self.target_for(args)))
         if kind == "plan":
             return str(self.plan(*args, target=target))
         if kind == "triton":

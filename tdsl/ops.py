@@ -79,6 +79,7 @@ class Op:
     grad: per argument the cotangent in the notation, None where the derivative is zero or not defined.
     numpy, torch, triton: format strings of the arguments. mlir: the operation on floats ("" where there is none).
     definition: the same function by simpler ones. cost: instructions, in units of one fused multiply-add.
+    homomorphism: (p, q) where f(x p y) == f(x) q f(y), for the p and q of "add" and "mul".
     """
 
     name: str
@@ -92,6 +93,7 @@ class Op:
     definition: str = ""
     triton_def: str = ""
     cost: float = 1.0
+    homomorphism: tuple[str, str] = ("", "")
 
     @property
     def arity(self) -> int:
@@ -188,14 +190,14 @@ def power(a, b):
         Op("where", "c a b", "branch", (None, "g", "g"), "({1} if {0} else {2})", "torch.where({0}, {1}, {2})", "tl.where({0}, {1}, {2})", "arith.select"),
         Op("maximum", "a b", "same", ("where(a > b, g, where(a == b, 0.5 * g, 0))", "where(b > a, g, where(a == b, 0.5 * g, 0))"), "np.maximum({0}, {1})", "torch.maximum({0}, {1})", _MAXIMUM, "arith.maximumf"),
         Op("minimum", "a b", "same", ("where(a < b, g, where(a == b, 0.5 * g, 0))", "where(b < a, g, where(a == b, 0.5 * g, 0))"), "np.minimum({0}, {1})", "torch.minimum({0}, {1})", _MINIMUM, "arith.minimumf"),
-        Op("exp", "x", "float", ("g * y",), "np.exp({0})", "torch.exp({0})", "tl.exp({0})", "math.exp", cost=8),
-        Op("exp2", "x", "float", (f"g * y * {_LN2}",), "np.exp2({0})", "torch.exp2({0})", "tl.exp2({0})", "math.exp2", cost=8),
-        Op("log", "x", "float", ("g / x",), "np.log({0})", "torch.log({0})", "tl.log({0})", "math.log", cost=8),
-        Op("log2", "x", "float", (f"g / (x * {_LN2})",), "np.log2({0})", "torch.log2({0})", "tl.log2({0})", "math.log2", cost=8),
+        Op("exp", "x", "float", ("g * y",), "np.exp({0})", "torch.exp({0})", "tl.exp({0})", "math.exp", cost=8, homomorphism=("add", "mul")),
+        Op("exp2", "x", "float", (f"g * y * {_LN2}",), "np.exp2({0})", "torch.exp2({0})", "tl.exp2({0})", "math.exp2", cost=8, homomorphism=("add", "mul")),
+        Op("log", "x", "float", ("g / x",), "np.log({0})", "torch.log({0})", "tl.log({0})", "math.log", cost=8, homomorphism=("mul", "add")),
+        Op("log2", "x", "float", (f"g / (x * {_LN2})",), "np.log2({0})", "torch.log2({0})", "tl.log2({0})", "math.log2", cost=8, homomorphism=("mul", "add")),
         Op("log1p", "x", "float", ("g / (1 + x)",), "np.log1p({0})", "torch.log1p({0})", "log1p({0})", "math.log1p", triton_def=_LOG1P, cost=16),
         Op("expm1", "x", "float", ("g * exp(x)",), "np.expm1({0})", "torch.expm1({0})", "expm1({0})", "math.expm1", triton_def=_EXPM1, cost=20),
-        Op("sqrt", "x", "float", ("g / (2 * y)",), "np.sqrt({0})", "torch.sqrt({0})", "tl.sqrt({0})", "math.sqrt", cost=8),
-        Op("rsqrt", "x", "float", ("-0.5 * g * y * y * y",), "np.divide(1.0, np.sqrt({0}))", "torch.rsqrt({0})", "tl.rsqrt({0})", "math.rsqrt", cost=8),
+        Op("sqrt", "x", "float", ("g / (2 * y)",), "np.sqrt({0})", "torch.sqrt({0})", "tl.sqrt({0})", "math.sqrt", cost=8, homomorphism=("mul", "mul")),
+        Op("rsqrt", "x", "float", ("-0.5 * g * y * y * y",), "np.divide(1.0, np.sqrt({0}))", "torch.rsqrt({0})", "tl.rsqrt({0})", "math.rsqrt", cost=8, homomorphism=("mul", "mul")),
         Op("sin", "x", "float", ("g * cos(x)",), "np.sin({0})", "torch.sin({0})", "tl.sin({0})", "math.sin", cost=20),
         Op("cos", "x", "float", ("-(g * sin(x))",), "np.cos({0})", "torch.cos({0})", "tl.cos({0})", "math.cos", cost=20),
         Op("tanh", "x", "float", ("g * (1 - y * y)",), "np.tanh({0})", "torch.tanh({0})", "tanh({0})", "math.tanh", triton_def=_TANH, cost=20),
@@ -214,7 +216,7 @@ def gelu_tanh(x):
         Op("silu", "x", "float", ("g * sigmoid(x) * (1 + x * (1 - sigmoid(x)))",), "np.divide({0}, 1.0 + np.exp(-{0}))", "torch.nn.functional.silu({0})", "({0} * tl.sigmoid({0}))", definition="x / (1 + exp(-x))", cost=14),
         Op("softplus", "x", "float", ("g * sigmoid(x)",), "np.logaddexp({0}, 0.0)", "torch.nn.functional.softplus({0}, threshold=50.0)", "softplus({0})", triton_def=_SOFTPLUS, definition="maximum(x, 0) + log1p(exp(-abs(x)))", cost=28),
         Op("erf", "x", "float", (f"g * {_TWO_OVER_SQRT_PI} * exp(-x * x)",), "math.erf({0})", "torch.erf({0})", "tl.erf({0})", "math.erf", cost=20),
-        Op("abs", "x", "same", ("g * sign(x)",), "abs({0})", "torch.abs({0})", "tl.abs({0})", "math.absf"),
+        Op("abs", "x", "same", ("g * sign(x)",), "abs({0})", "torch.abs({0})", "tl.abs({0})", "math.absf", homomorphism=("mul", "mul")),
         Op("sign", "x", "same", (None,), "np.sign({0})", "torch.sign({0})", "sign({0})", triton_def=_SIGN),
         Op("floor", "x", "same", (None,), "np.floor({0})", "torch.floor({0})", "tl.floor({0})", "math.floor"),
         Op("ceil", "x", "same", (None,), "np.ceil({0})", "torch.ceil({0})", "tl.ceil({0})", "math.ceil"),

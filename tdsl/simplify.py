@@ -91,6 +91,37 @@ def _product_terms(e: Expr) -> list[Expr]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Products
+
+
+def factors(value: Expr) -> list[Expr]:
+    """The factors of a product; the divisor of a quotient is a factor 1/b, and a sign is a factor -1."""
+    if isinstance(value, Call) and value.op == "mul":
+        return [f for arg in value.args for f in factors(arg)]
+    if isinstance(value, Call) and value.op == "div":
+        return [*factors(value.args[0]), Call("div", (Const(1), value.args[1]))]
+    if isinstance(value, Call) and value.op == "neg":
+        return [Const(-1), *factors(value.args[0])]
+    return [value]
+
+
+def product(terms: list[Expr]) -> Expr:
+    """The product of some factors; 1/b divides."""
+    result: Expr | None = None
+    divisors: list[Expr] = []
+    for term in terms:
+        match term:
+            case Call(op="div", args=(Const(value=1), b)):
+                divisors.append(b)
+            case _:
+                result = term if result is None else Call("mul", (result, term))
+    result = Const(1) if result is None else result
+    for b in divisors:
+        result = Call("div", (result, b))
+    return simplify_expr(result)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Algebra
 
 _FOLD: dict[str, Callable[..., bool | int | float]] = {

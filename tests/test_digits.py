@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,8 @@ SCRIPT = Path(digits.__file__)
 
 
 def test_the_example_shows_every_stage_and_learns() -> None:
-    ran = subprocess.run([sys.executable, str(SCRIPT), "--quick"], capture_output=True, text=True, timeout=300)
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])}
+    ran = subprocess.run([sys.executable, str(SCRIPT), "--quick"], capture_output=True, text=True, timeout=300, env=environment)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     for shown in ("X.grad[n,i] +=", "W.grad[o,i] +=", "tl.dot", "held-out accuracy", "agree with plain torch"):
         assert shown in ran.stdout

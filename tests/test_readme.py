@@ -80,7 +80,7 @@ def commands() -> list[tuple[int, str, str]]:
     return found
 
 
-@pytest.mark.parametrize(("line", "command", "shown"), commands(), ids=lambda value: str(value) if isinstance(value, int) else "")
+@pytest.mark.parametrize(("line", "command", "shown"), commands(), ids=[f"line {line}" for line, _, _ in commands()])
 def test_commands(line: int, command: str, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
     program, *arguments = shlex.split(command)
     if program == "tdsl":

@@ -1,0 +1,241 @@
+"""How long a kernel takes at best: the roofline of its plan and tiles on a chip.
+
+    seconds = max(tensor cores, arithmetic, exponentials, memory) + launch
+
+Each term is work over the rate that large problems sustain (`Target.sustained_flops`, `sustained_bandwidth`), as in Williams, Waterman
+and Patterson, "Roofline", CACM 2009.
+
+- Work is what the tile IR executes: padded lanes and what is computed again per tile count. A `Dot` of 16-bit, int8 or tf32 operands runs
+  on tensor cores; other dots and everything elementwise on the vector units, where `Op.cost` counts instructions that take the place of
+  two FLOPs. Exponentials, logarithms, roots and divisions take one result each of the special-function units.
+- Wave quantization: programs run in waves of one per SM, and the last wave is as long as a full one: the compute terms are divided by
+  `share` = programs / (waves * SMs). Half of the SMs are taken to saturate memory.
+- Memory: `compulsory_bytes` is every element that is touched, once. Programs that run together read a tile once, and what a wave reads
+  twice comes from the last-level cache if all that the wave reads fits there; what a later wave reads again counts again, unless all
+  inputs fit. That is `bytes`.
+- On a CPU every operation of the tile IR is one call of a torch operator, and intermediates larger than the cache pass through memory.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from lowering import tile_ir as ir
+from lowering.plan import KernelPlan
+from lowering.targets import Target
+from tdsl.ir import Expr, free_indices
+from tdsl.ops import DTYPES, OPS
+
+# One special-function result takes as long as this many instructions of the vector units (16 lanes beside 128).
+_SPECIAL_COST = 8.0
+_SPECIAL = re.compile(r"tl\.(?:exp2?|log2?|r?sqrt|sin|cos|sigmoid|erf)\(| / ")
+# How many vector or tensor-core passes one dot takes, by its input precision.
+_PASSES = {"tf32": 1, "tf32x3": 3, "bf16x3": 3, "bf16x6": 6}
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What the roofline says of one kernel.
+
+    seconds: of one launch. bound: the term that decides: "tensor cores", "arithmetic", "exponentials", "memory" or "launch".
+    flops: of the plan, without recomputation and padding. bytes: moved from and to memory. compulsory_bytes: each touched element once.
+    exps: results of the special-function units. share: of the chip, busy averaged over the waves. terms: seconds by bound.
+    """
+
+    seconds: float
+    bound: str
+    flops: int
+    bytes: int
+    compulsory_bytes: int
+    exps: int
+    share: float
+    terms: Mapping[str, float] = field(hash=False)
+
+
+def predict(plan: KernelPlan, kernel: ir.Kernel, target: Target) -> Prediction:
+    """The roofline of a planned kernel with its tiles."""
+    work = _Work(kernel, target)
+    programs = kernel.programs
+    share = 1.0 if target.backend == "cpu" or not programs else programs / (math.ceil(programs / target.sms) * target.sms)
+    fills = 1.0 if target.backend == "cpu" else min(1.0, 2 * max(1, programs) / target.sms)
+    peak = {name: rate * target.sustained_flops for name, rate in target.flops.items()}
+    terms = {
+        "tensor cores": sum(work.tensor[name] / peak[name] for name in work.tensor) / share,
+        "arithmetic": sum(work.vector[name] / peak[name] for name in work.vector) / share,
+        "exponentials": work.exps / target.exps / share,
+        "memory": work.bytes / (target.bandwidth * target.sustained_bandwidth) / fills,
+        "launch": target.launch * work.launches,
+    }
+    bound = max(terms, key=terms.__getitem__)
+    seconds = max(terms[name] for name in terms if name != "launch") + terms["launch"]
+    return Prediction(seconds, bound, plan.flops, work.bytes, work.compulsory, work.exps, share, terms)
+
+
+def special_results(op: str) -> int:
+    """How many results of the special-function units one evaluation of a scalar function takes, read off its Triton spelling."""
+    row = OPS[op]
+    return len(_SPECIAL.findall(f"{row.triton}\n{row.triton_def}"))
+
+
+class _Work:
+    """What a kernel executes in all programs together.
+
+    tensor, vector: FLOPs by class of `Target.flops`, an instruction of the vector units being two.
+    """
+
+    def __init__(self, kernel: ir.Kernel, target: Target):
+        self.kernel = kernel
+        self.target = target
+        self.tiles = {a.name: a.tile for a in kernel.axes}
+        self.counts = {a.name: -(-a.extent // a.tile) for a in kernel.axes}
+        self.along: dict[str, frozenset[str]] = {}
+        self.tensor: Counter[str] = Counter()
+        self.vector: Counter[str] = Counter()
+        self.exps = 0
+        self.operations = 0
+        self.passed = 0
+        self.loads: list[tuple[ir.Load, int]] = []
+        self.stored: Counter[ir.Buffer] = Counter()
+        for op, times in _executed(kernel.body, 1, self.counts):
+            self._count(op, times)
+        written = sum(self.stored.values())
+        self.compulsory = sum(self._read_once().values()) + written
+        self.bytes = self._loaded() + written + self.passed
+        self.launches = max(1, self.operations) if target.backend == "cpu" else 1
+
+    # -- operations -----------------------------------------------------------------------------------------------------
+
+    def _count(self, op: ir.Operation, times: int) -> None:
+        """One operation that each program executes `times` times."""
+        total = times * self.kernel.programs
+        if isinstance(op, ir.Elementwise | ir.Dot | ir.Fold | ir.Mask):
+            self.operations += total
+            self._pass(op, total)
+        match op:
+            case ir.Load():
+                self.along[op.dst.name] = self._depends(op.subscripts)
+                self.loads.append((op, times))
+            case ir.Store():
+                passes = 1 if op.mode == "set" else 2
+                self.stored[op.buffer] += passes * _real(self.kernel, self._depends(op.subscripts)) * _item(op.buffer.dtype)
+            case ir.IndexOf():
+                self.along[op.dst.name] = self._depends((op.expr,))
+            case ir.Elementwise():
+                self.along[op.dst.name] = frozenset().union(*(self.along.get(a.name, frozenset()) for a in op.args if isinstance(a, ir.Value)))
+                special = special_results(op.op)
+                points = total * self._elements(op.dst)
+                self.exps += special * points
+                cost = OPS[op.op].cost
+                self.vector[_class(op.dst.dtype)] += int(2 * points * (max(1.0, cost - _SPECIAL_COST * special) if special else cost))
+            case ir.Fold():
+                self.along[op.dst.name] = self.along.get(op.src.name, frozenset())
+                self.vector[_class(op.src.dtype)] += 2 * total * self._elements(op.src)
+            case ir.Mask():
+                self.along[op.dst.name] = self.along.get(op.src.name, frozenset())
+            case ir.Dot():
+                self._dot(op, total)
+
+    def _dot(self, op: ir.Dot, total: int) -> None:
+        self.along[op.dst.name] = self.along.get(op.lhs.name, frozenset()) | self.along.get(op.rhs.name, frozenset())
+        flops = 2 * total * self._elements(op.dst) * math.prod(self.tiles[a] for a in op.contract)
+        dtype, precision = op.lhs.dtype, self.kernel.input_precision
+        if dtype in ("float16", "bfloat16", "int8"):
+            self.tensor[dtype] += flops
+        elif dtype == "float32" and precision in _PASSES and self.target.backend != "cpu":
+            self.tensor["bfloat16" if precision.startswith("bf16") else "tf32"] += _PASSES[precision] * flops
+        else:
+            self.vector[_class(dtype)] += flops
+
+    def _pass(self, op: ir.Elementwise | ir.Dot | ir.Fold | ir.Mask, total: int) -> None:
+        """On a CPU, what an operation writes to memory and reads of other operations' results."""
+        if self.target.backend != "cpu":
+            return
+        loaded = {load.dst.name for load, _ in self.loads}
+        operands = op.args if isinstance(op, ir.Elementwise) else (op.lhs, op.rhs) if isinstance(op, ir.Dot) else (op.src,)
+        for value in (op.dst, *(v for v in operands if isinstance(v, ir.Value) and v.name not in loaded)):
+            size = self._elements(value) * _item(value.dtype)
+            self.passed += total * size if size > self.target.cache else 0
+
+    def _elements(self, value: ir.Value) -> int:
+        return math.prod(self.tiles[a] for a in value.axes)
+
+    def _depends(self, subscripts: tuple[Expr, ...]) -> frozenset[str]:
+        """The axes that an access varies along, those that integer values in its subscripts vary along included."""
+        found: set[str] = set()
+        for name in (i for e in subscripts for i in free_indices(e)):
+            found |= self.along[name] if name in self.along else {self.kernel.axis_of(name).name}
+        return frozenset(found)
+
+    # -- memory ---------------------------------------------------------------------------------------------------------
+
+    def _read_once(self) -> dict[ir.Buffer, int]:
+        """Bytes of each tensor that are read at all: no more than it has, no more than its accesses have points."""
+        read: Counter[ir.Buffer] = Counter()
+        for buffer, subscripts in {(op.buffer, op.subscripts) for op, _ in self.loads}:
+            read[buffer] += _real(self.kernel, self._depends(subscripts)) * _item(buffer.dtype)
+        return {b: min(math.prod(b.shape) * _item(b.dtype), size) for b, size in read.items()}
+
+    def _loaded(self) -> int:
+        """Bytes that loads bring from memory: what each wave of programs reads, or everything once where that fits the cache."""
+        once = sum(self._read_once().values())
+        if once <= self.target.cache:
+            return once
+        together = 1 if self.target.backend == "cpu" else self.target.sms
+        windows = _windows(self.kernel, self.counts, together)
+        distinct: dict[tuple[ir.Buffer, tuple[Expr, ...]], int] = {}
+        every = alone = 0
+        for op, times in self.loads:
+            along = self._depends(op.subscripts)
+            tile = self._elements(op.dst) * _item(op.buffer.dtype)
+            wave = tile * math.prod(windows[a] for a in along if a in windows)
+            loops = math.prod(self.counts[a.name] for a in self.kernel.axes if a.role == "loop" and a.name in along)
+            distinct[op.buffer, op.subscripts] = wave * loops
+            every += wave * times
+            alone += tile * times * self.kernel.programs
+        per_wave = sum(distinct.values())
+        waves = -(-self.kernel.programs // together)
+        return max(once, min(alone, waves * (per_wave if per_wave <= self.target.cache else every)))
+
+
+def _executed(body: tuple[ir.Operation, ...], times: int, counts: Mapping[str, int]) -> Iterator[tuple[ir.Operation, int]]:
+    """Every operation, and how often one program executes it."""
+    for op in body:
+        if isinstance(op, ir.For):
+            yield from _executed(op.body, times * counts[op.axis.name], counts)
+        else:
+            yield op, times
+
+
+def _windows(kernel: ir.Kernel, counts: Mapping[str, int], together: int) -> dict[str, int]:
+    """How many tiles of each grid axis the programs of one wave cover; the last axis varies fastest, `group` tiles of the one before it
+    walked together."""
+    axes = [a for a in kernel.axes if a.role == "grid"]
+    windows: dict[str, int] = {}
+    left = together
+    if kernel.group > 1 and len(axes) >= 2 and not axes[-1].scalar and not axes[-2].scalar:
+        m, n = axes[-2:]
+        rows = min(counts[m.name], max(min(kernel.group, left), -(-left // max(1, counts[n.name]))))
+        windows = {m.name: rows, n.name: min(counts[n.name], -(-left // max(1, rows)))}
+        left = -(-left // max(1, counts[m.name] * counts[n.name]))
+        axes = axes[:-2]
+    for axis in reversed(axes):
+        windows[axis.name] = min(counts[axis.name], left)
+        left = -(-left // max(1, counts[axis.name]))
+    return windows
+
+
+def _real(kernel: ir.Kernel, along: frozenset[str]) -> int:
+    """The points of some axes, without padding."""
+    return math.prod(a.extent for a in kernel.axes if a.name in along)
+
+
+def _class(dtype: str) -> str:
+    return "float64" if dtype == "float64" else "float32"
+
+
+def _item(dtype: str) -> int:
+    return DTYPES[dtype].bits // 8

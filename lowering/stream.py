@@ -1,0 +1,181 @@
+"""The algebra of cascaded reductions: which of them can share one pass over an index.
+
+A pass walks index j and keeps a running value of each reduction. A later reduction whose terms depend on an earlier
+one, `t += phi(a[j], r)`, can run in the same pass if `phi(a, r) = G(a) * H(r)`: whenever r changes to r', what was
+summed so far is multiplied by `H(r') / H(r)`, which depends on r and r' alone.
+
+    m max= s[j];  l += exp(s[j] - m);  o += exp(s[j] - m) * v[j] / l
+    -->  one pass: when m becomes m', l and o are multiplied by exp(m - m'); o is divided by the finished l
+
+`rescale` finds the factor by walking the term: products split into their factors, sums into their terms, and a function
+passes from one to the other if it is a homomorphism (a column of ops.py). The running values with their factors form a
+monoid, so parts of the range can also be reduced apart and merged. Sources: Milakov and Gimelshein, arXiv:1805.02867;
+Rabe and Staats, arXiv:2112.05682; the general condition is that of RedFuser and Neptune.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tdsl.ir import Access, Call, Const, Expr, Statement, free_indices, rebuild, substitute, walk
+from tdsl.ir import Index as IndexNode
+from tdsl.ops import DTYPES, OPS
+from tdsl.simplify import factors, product, simplify_expr
+
+OLD = ".old"  # `r.old` is the running value of r before this step, `r` the one after it
+
+
+@dataclass(frozen=True, slots=True)
+class Reduction:
+    """One reduction of a pass. inner: the term, without the factors `outer` that do not vary along the pass and are applied
+    once at its end. running: reductions of the same pass that the term reads. factor: what a change of those multiplies
+    the sum by, in terms of `r.old` and `r`; None where nothing is read."""
+
+    statement: Statement
+    inner: Expr
+    outer: tuple[Expr, ...]
+    running: tuple[str, ...]
+    factor: Expr | None
+
+
+def passes(statements: Sequence[Statement], stream: Sequence[str]) -> tuple[tuple[Reduction, ...], ...]:
+    """The reductions over `stream` among some statements, in as few passes as the algebra allows, in order."""
+    along = set(stream)
+    inside = {s.target.tensor: s for s in statements if not s.reduced and along & set(free_indices(s.target))}
+    afterwards = {s.target.tensor: s for s in statements if not s.reduced and not along & set(free_indices(s.target))}
+    over = [s for s in statements if along & set(s.reduced)]
+    names = {s.target.tensor for s in over}
+    place: dict[str, int] = {}
+    result: list[list[Reduction]] = []
+    for s in over:
+        value = _inlined(s.value, {**inside, **afterwards})
+        needs = {a.tensor for a in _reads(value, statements) if a.tensor in names}
+        number = max((place[n] for n in needs), default=0)
+        found = _reduction(s, value, tuple(n for n in place if n in needs and place[n] == number), along)
+        if found is None:
+            number += 1
+            found = _reduction(s, value, (), along)
+            assert found is not None
+        while len(result) <= number:
+            result.append([])
+        result[number].append(found)
+        place[s.target.tensor] = number
+    return tuple(tuple(p) for p in result)
+
+
+def _reduction(s: Statement, value: Expr, running: tuple[str, ...], along: set[str]) -> Reduction | None:
+    """The reduction as a member of a pass in which `running` run too, or None where the algebra does not allow it."""
+    if s.op != "+=":
+        return None if running else Reduction(s, s.value, (), (), None)
+    terms = factors(value)
+    outer = tuple(t for t in terms if not along & set(free_indices(t)) and not set(s.reduced) & set(free_indices(t)))
+    inner = product([t for t in terms if t not in outer]) if len(outer) < len(terms) else Const(1)
+    reads = {a.tensor for a in walk(inner) if isinstance(a, Access)}
+    met = tuple(n for n in running if n in reads)
+    if not met:
+        return Reduction(s, inner, outer, (), None)
+    factor = rescale(inner, frozenset(met), frozenset(along))
+    return None if factor is None else Reduction(s, inner, outer, met, simplify_expr(factor))
+
+
+def _reads(value: Expr, statements: Sequence[Statement]) -> list[Access]:
+    """The accesses of a value, and those of what the kernel computes for it at each step."""
+    definitions = {s.target.tensor: s for s in statements}
+    found: list[Access] = []
+    pending = [value]
+    seen: set[str] = set()
+    while pending:
+        for a in walk(pending.pop()):
+            if isinstance(a, Access):
+                found.append(a)
+                if a.tensor in definitions and a.tensor not in seen:
+                    seen.add(a.tensor)
+                    if not definitions[a.tensor].reduced:
+                        pending.append(definitions[a.tensor].value)
+    return found
+
+
+def _inlined(expr: Expr, definitions: Mapping[str, Statement]) -> Expr:
+    """`expr` with elementwise tensors of the same kernel replaced by what they are."""
+    expr = rebuild(expr, lambda e: _inlined(e, definitions))
+    if isinstance(expr, Access) and expr.tensor in definitions:
+        s = definitions[expr.tensor]
+        to = {i.name: e for i, e in zip(s.target.subscripts, expr.subscripts, strict=True) if isinstance(i, IndexNode)}
+        return _inlined(substitute(s.value, to), definitions)
+    return expr
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The factor
+
+_NEUTRAL = {"mul": Const(1), "add": Const(0)}
+
+
+def rescale(term: Expr, running: frozenset[str], along: frozenset[str]) -> Expr | None:
+    """H(r')/H(r) for a term G(a) * H(r), with `r.old` for r and `r` for r'; None where the term is no such product."""
+    return _change(term, "mul", running, along)
+
+
+def _change(e: Expr, op: str, running: frozenset[str], along: frozenset[str]) -> Expr | None:
+    """What `e` changes by, under `op` ("mul": a quotient, "add": a difference), when the running values change."""
+
+    def change(x: Expr, under: str = op) -> Expr | None:
+        return _change(x, under, running, along)
+
+    if not _depends(e, running):
+        return _NEUTRAL[op]
+    if not along & set(free_indices(e)) and op == "add":
+        return Call("sub", (e, _older(e, running)))
+    match e:
+        case Call(op="stop_gradient", args=(x,)):
+            return change(x)
+        case Call(op=name, args=(x,)) if name in DTYPES and DTYPES[name].kind == "float":
+            return change(x)
+        case Call(op="neg", args=(x,)):
+            part = change(x)
+            return part if op == "mul" or part is None else Call("neg", (part,))
+        case Call(op="mul", args=(a, b)) if op == "mul":
+            return _both("mul", change(a), change(b))
+        case Call(op="div", args=(a, b)) if op == "mul":
+            return _both("div", change(a), change(b))
+        case Call(op="add" | "sub", args=(a, b)) if op == "add":
+            return _both(e.op, change(a), change(b))
+        case Call(op="mul", args=(a, b)) if op == "add":
+            for fixed, moving in ((a, b), (b, a)):
+                if not _depends(fixed, running) and not along & set(free_indices(fixed)):
+                    return _both("mul", fixed, change(moving))
+            return None
+        case Call(op="div", args=(a, b)) if op == "add" and not _depends(b, running) and not along & set(free_indices(b)):
+            return _both("div", change(a), b)
+        case Call(op="where", args=(condition, a, b)) if not _depends(condition, running):
+            for x, other in ((a, b), (b, a)):
+                if _absorbs(x, op):
+                    return change(other)
+            left, right = change(a), change(b)
+            return left if left == right else None
+        case Call(op=name, args=(x,)) if OPS[name].homomorphism[1] == op:
+            part = change(x, OPS[name].homomorphism[0])
+            return None if part is None else Call(name, (part,))
+    return None
+
+
+def _both(op: str, a: Expr | None, b: Expr | None) -> Expr | None:
+    return None if a is None or b is None else simplify_expr(Call(op, (a, b)))
+
+
+def _absorbs(e: Expr, op: str) -> bool:
+    """A constant that no change of the other operand alters: 0 in a product, an infinity in a sum."""
+    if isinstance(e, Call) and e.op == "neg":
+        return _absorbs(e.args[0], op)
+    return isinstance(e, Const) and (e.value == 0 if op == "mul" else math.isinf(e.value))
+
+
+def _depends(e: Expr, running: frozenset[str]) -> bool:
+    return any(isinstance(a, Access) and a.tensor in running for a in walk(e))
+
+
+def _older(e: Expr, running: frozenset[str]) -> Expr:
+    e = rebuild(e, lambda x: _older(x, running))
+    return Access(e.tensor + OLD, e.subscripts, e.span) if isinstance(e, Access) and e.tensor in running else e

@@ -1,0 +1,90 @@
+"""The programs that a call runs, lowered but not launched: the forward, and with a gradient the two halves of its cut."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from lowering.compiler import State
+from lowering.targets import find_target
+from tdsl.arguments import Layout, layout
+from tdsl.errors import ArgumentError
+from tdsl.infer import Spec
+from tdsl.ir import Program
+from tdsl.ops import DTYPES
+from tdsl.residuals import cut
+from tdsl.runtime import Executor
+from tdsl.swap import differentiable
+
+if TYPE_CHECKING:
+    from tdsl.function import Function
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """title: what it is. flat: the program that is compiled. state: what the compiler finds. seconds: (stage, time) in order."""
+
+    title: str
+    flat: Program
+    state: State
+    seconds: tuple[tuple[str, float], ...]
+
+
+def lowered(function: Function, args: Sequence[Any], target: str | None, *, gradient: bool = False) -> tuple[Lowered, ...]:
+    """The forward of `function` for arguments as `Function.lower` takes them; with `gradient` the kernels of training too.
+
+    Those are the forward that also saves what the backward reads (left out where nothing is saved) and the backward. Gradients are
+    taken of the float tensors among the arguments; ArgumentError if there is none.
+    """
+    program, executor = function.program, function.executor
+    found = layout(program, args, executor.integers)
+    target = find_target(target or function.target_for(args)).name
+    forward = _lower("forward", executor, found, target)
+    if not gradient:
+        return (forward,)
+    possible = differentiable(program)
+    wrt = tuple(n for n in program.inputs if n in possible and not found.specs[n].weak and DTYPES[found.specs[n].dtype].kind == "float")
+    if not wrt:
+        raise ArgumentError(f"{program.name} has no float tensor among its arguments, so it has no gradient")
+    parts = cut(program, wrt, fuses=target != "cpu")
+    saving = forward
+    if parts.saved:
+        flat = replace(parts.forward, name=f"{program.name}_fwd")
+        trainer = Executor(program, function.backend, flat=flat, saved=frozenset(parts.saved))
+        saving = _lower(f"forward that saves {', '.join(parts.saved)}", trainer, found, target)
+    specs, logical = backward_specs(saving.state, parts.forward, parts.backward, found, parts.saved)
+    strides = {n: found.strides[n] for n in program.inputs if n in found.strides}
+    backward = Executor(parts.backward, function.backend, stored=logical)
+    last = _lower("backward", backward, Layout(specs, strides, found.values, found.device), target)
+    return (forward, *((saving,) if saving is not forward else ()), last)
+
+
+def _lower(title: str, executor: Executor, found: Layout, target: str) -> Lowered:
+    seconds: list[tuple[str, float]] = []
+    started = time.perf_counter()
+    flat = executor.flat
+    seconds.append(("flatten", time.perf_counter() - started))
+    state = executor.lower(found, target, lambda stage, before, after, spent: seconds.append((stage, spent)))
+    return Lowered(title, flat, state, tuple(seconds))
+
+
+def backward_specs(
+    state: State, forward: Program, backward: Program, found: Layout, saved: Sequence[str]
+) -> tuple[dict[str, Spec], dict[str, str]]:
+    """The shapes and dtypes in memory of a backward's parameters, and the dtypes that promotion takes saved tensors for.
+
+    state: of the lowered forward; `forward` and `backward`: the halves of the cut. A cotangent is like its output.
+    """
+    names = dict(zip(forward.results, state.program.results, strict=True))  # lowering may give the last version of an output another name
+    made = {
+        name: Spec(state.shapes[last], state.stored.get(last, state.dtypes[last]) if name in saved else state.dtypes[last])
+        for name, last in names.items()
+    }
+    specs = dict(found.specs)
+    cotangents = [p for p in backward.inputs if p not in found.specs and p not in made]
+    outputs = [name for name in forward.results if name not in saved]
+    specs.update({p: made[name] for p, name in zip(cotangents, outputs, strict=True)})
+    specs.update({p: made[p] for p in backward.inputs if p in made and p not in found.specs})
+    return specs, {name: state.dtypes[names[name]] for name in saved}
