@@ -62,6 +62,7 @@ class State:
     schedules: Mapping[str, Schedule] = field(default_factory=dict)
     input_precision: str = "ieee"
     saved: frozenset[str] = frozenset()
+    results: Mapping[str, str] = field(default_factory=dict)
     inferred: Inferred | None = None
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     dtypes: Mapping[str, str] = field(default_factory=dict)
@@ -85,16 +86,18 @@ def compile_program(
     input_precision: str = "ieee",
     stored: Mapping[str, str] | None = None,
     saved: frozenset[str] = frozenset(),
+    results: Mapping[str, str] | None = None,
     observer: Observer | None = None,
 ) -> State:
     """Runs STAGES on a flat program (after tdsl.expand and tdsl.ssa). target: a name of targets.TARGETS.
 
     saved: outputs that are residuals: like intermediates, they keep the dtype that they are computed in. stored: inputs
-    whose dtype in memory is another than the one that promotion takes them for (residuals again).
+    whose dtype in memory is another than the one that promotion takes them for (residuals again). results: dtypes of outputs,
+    where they are not those of their last version alone.
 
     Raises Unsupported for what the compiler cannot do yet, and whatever tdsl.infer raises.
     """
-    state = State(program, specs, strides, TARGETS[target], dict(values or {}), dict(schedules or {}), input_precision, saved, stored=dict(stored or {}))
+    state = State(program, specs, strides, TARGETS[target], dict(values or {}), dict(schedules or {}), input_precision, saved, dict(results or {}), stored=dict(stored or {}))
     for name, stage in STAGES:
         started = time.perf_counter()
         after = stage(state)
@@ -110,8 +113,9 @@ def compile_program(
 
 def resolve_ranges(state: State) -> State:
     """Every range gets numbers; shapes and dtypes of all tensors."""
-    inferred = infer(state.program, state.specs, state.values)
-    return replace(state, inferred=inferred, program=resolve(state.program, inferred), shapes=inferred.shapes, dtypes=inferred.dtypes)
+    inferred = infer(state.program, state.specs, state.values, unseen=state.saved)
+    dtypes = {**inferred.dtypes, **state.results}
+    return replace(state, inferred=inferred, program=resolve(state.program, inferred), shapes=inferred.shapes, dtypes=dtypes)
 
 
 def normalize_statements(state: State) -> State:

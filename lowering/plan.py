@@ -97,13 +97,15 @@ class KernelPlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """kernels: in launch order. memory: bytes of each intermediate that lives in memory. program: what the kernels run."""
+    """kernels: in launch order. memory: bytes of each intermediate that lives in memory. program: what the kernels run.
+    recomputed: intermediates that kernels make again for themselves, by the cost model."""
 
     kernels: tuple[KernelPlan, ...]
     memory: Mapping[str, int]
     program: Program
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, str]
+    recomputed: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
         lines = []
@@ -133,7 +135,7 @@ def plan(program: Program, shapes: Mapping[str, tuple[int, ...]], dtypes: Mappin
         kernels.append(_finish(f"{_identifier(program.name)}_{n}", part, (kept | later) - recomputed, shapes, dtypes))
     outside = {*program.inputs, *program.results}
     memory = {t: math.prod(shapes[t]) * DTYPES[dtypes[t]].bits // 8 for k in kernels for t in k.writes if t not in outside}
-    return Plan(tuple(kernels), memory, program, shapes, dtypes)
+    return Plan(tuple(kernels), memory, program, shapes, dtypes, recomputed)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -381,15 +383,23 @@ def kernel_shape(part: Sequence[Statement]) -> KernelShape | None:
     if not matrices and max(rows) <= RESIDENT_ROW:
         return KernelShape(grid, (), tuple(i for i in size if i not in owned))
     free = {i for s in part for i in free_indices(s.target)} - owned
-    stream = tuple(i for i in size if i in free and any(i in s.reduced for s in part))
-    whole = tuple(i for i in size if i in free and i not in stream)
-    if not stream or math.prod(_padded(size[i]) for i in whole) > WHOLE_TILE:
-        return None
-    if any(0 < len(set(stream) & set(s.indices)) < len(stream) for s in part):
-        return None  # several streamed indices go together or not at all
-    if any(set(stream) & set(s.reduced) and set(stream) & set(free_indices(s.target)) for s in part):
-        return None
-    return KernelShape(grid, stream, whole)
+    linking = tuple(i for i in size if i in free and any(i in s.reduced for s in part))
+    for stream in [*((i,) for i in sorted(linking, key=lambda i: -size[i])), *([linking] if len(linking) > 1 else [])]:
+        whole = tuple(i for i in size if i in free and i not in stream)
+        held = [math.prod(_padded(size[i]) for i in whole if i in free_indices(s.target)) for s in part]
+        sums = sum(n for n, s in zip(held, part, strict=True) if set(stream) & set(s.reduced))
+        if max(max(held), sums) <= WHOLE_TILE and _streams(part, set(stream)):
+            return KernelShape(grid, stream, whole)
+    return None
+
+
+def _streams(part: Sequence[Statement], stream: set[str]) -> bool:
+    """Whether every statement either has all streamed indices on its left, or reduces just them, or has none of them."""
+    for s in part:
+        left, over = stream & set(free_indices(s.target)), stream & set(s.reduced)
+        if (left and left != stream) or (over and (left or set(s.reduced) != stream)):
+            return False
+    return True
 
 
 def _padded(n: int) -> int:

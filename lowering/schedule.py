@@ -150,7 +150,8 @@ def _streamed(kernel: KernelPlan, dtypes: Mapping[str, str], target: Target) -> 
     dots = {i for c in found for i in (*c.m, *c.n, *c.k)}
     axes = [((i,), 1) for i in batch] + [(rows, tile_m), (kernel.stream, tile_n)]
     axes += [((i,), max(DOT_MIN if i in dots else 1, whole[i])) for i in kernel.whole]
-    for s in kernel.statements:
+    # Contractions first: an index that one of them sums is a tile for all.
+    for s in sorted(kernel.statements, key=lambda s: contraction(s) is None):
         rest = tuple(i for i in s.reduced if i not in along and not any(i in group for group, _ in axes))
         if not rest:
             continue

@@ -19,28 +19,43 @@ class Differentiable:
     """Forward and backward of one program with respect to some of its inputs.
 
     derivative: called instead of the cut backward when the backward itself is recorded (create_graph): the whole gradient
-    as a function of inputs and cotangents, differentiable again.
+    as a function of inputs and cotangents, differentiable again. base: the executor of the program alone; its plan says what
+    is made again rather than saved. fuses: whether elementwise work is nearly free.
     """
 
-    def __init__(self, program: Program, wrt: Sequence[str], backend: str, derivative: Callable[..., Outputs], *, fuses: bool):
-        self.program = program
+    def __init__(self, base: Executor, wrt: Sequence[str], derivative: Callable[..., Outputs], *, fuses: bool):
+        self.base = base
+        self.program: Program = base.program
         self.wrt = tuple(wrt)
         self.derivative = derivative
-        parts = cut(program, wrt, fuses=fuses)
-        self.parts = parts
-        self.forward = Executor(program, backend, flat=parts.forward, saved=frozenset(parts.saved))
-        self.backend = backend
-        self.results = len(program.outputs)
-        self.positions = tuple(program.inputs.index(name) for name in self.wrt)
-        whole = gradient(program, wrt)
-        self.cotangents = tuple(whole.inputs[len(program.inputs) :])
-        self.needed = frozenset(name for name in program.inputs if _reads(whole, name))
-        self._backward: dict[tuple[tuple[str, str], ...], Executor] = {}
+        self.fuses = fuses
+        self.results = len(self.program.outputs)
+        self.positions = tuple(self.program.inputs.index(name) for name in self.wrt)
+        whole = gradient(self.program, wrt)
+        self.needed = frozenset(name for name in self.program.inputs if _reads(whole, name))
+        self._halves: dict[frozenset[str], Halves] = {}
 
     def apply(self, args: Sequence[Any]) -> Outputs:
         """The outputs, recorded in torch's graph."""
         results = _Node.apply(self, *args)
         return results if isinstance(results, tuple) else (results,)
+
+    def halves(self, args: Sequence[Any]) -> Halves:
+        """The cut that suits such arguments."""
+        recomputed = self.base.recomputed_for(args)
+        if recomputed not in self._halves:
+            self._halves[recomputed] = Halves(self, recomputed)
+        return self._halves[recomputed]
+
+
+class Halves:
+    """One cut of a gradient and the executors of its two sides."""
+
+    def __init__(self, owner: Differentiable, recomputed: frozenset[str]):
+        self.parts = cut(owner.program, owner.wrt, fuses=owner.fuses, recomputed=recomputed)
+        self.base = owner.base
+        self.forward = Executor(owner.program, self.base.backend, flat=self.parts.forward, saved=frozenset(self.parts.saved), schedules=self.base.schedules)
+        self._backward: dict[tuple[tuple[str, str], ...], Executor] = {}
 
     def backward_for(self, args: Sequence[Any]) -> Executor:
         """The executor of the backward; residuals of 16-bit tensors are kept in float32 and promote as what they stand for."""
@@ -49,7 +64,7 @@ class Differentiable:
             dtypes = self.forward.dtypes_for(args)
             logical = tuple((name, dtypes[name]) for name in self.parts.saved)
         if logical not in self._backward:
-            self._backward[logical] = Executor(self.parts.backward, self.backend, stored=dict(logical))
+            self._backward[logical] = Executor(self.parts.backward, self.base.backend, stored=dict(logical), schedules=self.base.schedules)
         return self._backward[logical]
 
 
@@ -65,11 +80,12 @@ class _Node(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, node: Differentiable, *args: Any) -> Any:
-        outputs = node.forward(args)
+        halves = node.halves(args)
+        outputs = halves.forward(args)
         results, saved = outputs[: node.results], outputs[node.results :]
-        kept = [results[node.parts.forward.results.index(name)] for name in node.parts.kept]
+        kept = [results[halves.parts.forward.results.index(name)] for name in halves.parts.kept]
         ctx.node = node
-        ctx.backward_executor = node.backward_for(args)
+        ctx.backward_executor = halves.backward_for(args)
         ctx.shapes = tuple(a.dtype if isinstance(a, torch.Tensor) else None for a in args)
         inputs = [a if isinstance(a, torch.Tensor) and name in node.needed else None for name, a in zip(node.program.inputs, args, strict=True)]
         ctx.numbers = tuple(a if not isinstance(a, torch.Tensor) else None if name in node.needed else a.new_empty(()).expand(a.shape) for name, a in zip(node.program.inputs, args, strict=True))

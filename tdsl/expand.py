@@ -212,7 +212,8 @@ class _Lifter:
         flat: Expr = Index(indices[0])
         for i in indices[1:]:
             flat = Call("add", (Call("mul", (flat, self.count((i,), body))), Index(i)))
-        where = Call("where", (Call("eq", (body, best)), flat, Const(_LAST_INT64)))
+        hit = Call("or", (Call("eq", (body, best)), Call("isnan", (body,))))  # a NaN wins, as in torch
+        where = Call("where", (hit, flat, Const(_LAST_INT64)))
         return self.define(node.op, left, "min=", where, indices)
 
 

@@ -80,7 +80,7 @@ class Function:
         if key not in self._training:
             possible = set(gradient_inputs(self._program))
             wrt = tuple(n for n in wrt if n in possible)
-            self._training[key] = Differentiable(self._program, wrt, self._backend, lambda *a: self.grad(wrt)(*a), fuses=fuses)
+            self._training[key] = Differentiable(self._executor, wrt, lambda *a: self.grad(wrt)(*a), fuses=fuses)
         return self._training[key]
 
     # -- transforms -----------------------------------------------------------------------------------------------------

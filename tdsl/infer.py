@@ -94,14 +94,17 @@ class Inferred:
         return dtype_of(expr, self.dtypes, self.ranks)
 
 
-def infer(program: Program, specs: Mapping[str, Spec], values: Mapping[str, int] | None = None) -> Inferred:
+def infer(
+    program: Program, specs: Mapping[str, Spec], values: Mapping[str, int] | None = None, *, unseen: frozenset[str] = frozenset()
+) -> Inferred:
     """Sizes, dtypes and ranges of `program` for arguments like `specs` (one per parameter).
 
+    unseen: outputs that no user sees (residuals), which may be the maximum of nothing.
     values: the integer scalars among the arguments, as far as known; one that is used as a size must be there, any other one makes
     its ranges depend on the call's values. Raises ArgumentError, RankMismatch, SizeMismatch, RangeError, BoundsError, DtypeError,
     IndexError_, NameError_, SelfRead, NotInjective.
     """
-    return _Inference(program, specs, dict(values or {})).run()
+    return _Inference(program, specs, dict(values or {}), frozenset(program.results) - unseen).run()
 
 
 def reductions(program: Program) -> Iterator[Reduce]:
@@ -154,8 +157,9 @@ def _explicit(r: Range, found: Mapping[str, tuple[Bound, Bound]]) -> Range:
 class _Inference:
     """One pass over the program: statement by statement, sizes and dtypes of what came before being known."""
 
-    def __init__(self, program: Program, specs: Mapping[str, Spec], values: dict[str, int]):
+    def __init__(self, program: Program, specs: Mapping[str, Spec], values: dict[str, int], seen: frozenset[str]):
         self.program = program
+        self.seen = seen
         self.specs = specs
         self.values = values
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -367,7 +371,7 @@ class _Inference:
     def _not_of_nothing(self, placed: Placed) -> None:
         """An output has no element that is the maximum of nothing. (What is not an output may: nobody sees it.)"""
         s = placed.statement
-        if s.op in ("max=", "min=") and s.target.tensor in self.program.results:
+        if s.op in ("max=", "min=") and s.target.tensor in self.seen:
             loops = placed.scope.loops
             empty = [i for i in s.reduced if loops[i].empty]
             if empty and not any(loops[i].empty for i in loops if i not in empty):

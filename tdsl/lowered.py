@@ -84,7 +84,7 @@ def backward_specs(
     }
     specs = dict(found.specs)
     cotangents = [p for p in backward.inputs if p not in found.specs and p not in made]
-    outputs = [name for name in forward.results if name not in saved]
+    outputs = list(dict.fromkeys(name for name in forward.results if name not in saved))
     specs.update({p: made[name] for p, name in zip(cotangents, outputs, strict=True)})
     specs.update({p: made[p] for p in backward.inputs if p in made and p not in found.specs})
     return specs, {name: state.dtypes[names[name]] for name in saved}

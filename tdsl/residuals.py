@@ -34,8 +34,11 @@ class Cut:
     kept: tuple[str, ...]
 
 
-def cut(program: Program, wrt: Sequence[str], *, fuses: bool) -> Cut:
-    """Cuts the gradient of `program` with respect to `wrt`. fuses: whether elementwise work is nearly free (a GPU kernel)."""
+def cut(program: Program, wrt: Sequence[str], *, fuses: bool, recomputed: frozenset[str] = frozenset()) -> Cut:
+    """Cuts the gradient of `program` with respect to `wrt`. fuses: whether elementwise work is nearly free (a GPU kernel).
+
+    recomputed: tensors that the planner would rather make again than hold in memory; they are not saved.
+    """
     flat = ssa(expand(program))
     whole = gradient(program, wrt)
     first = {s.target.tensor: s for s in statements(flat.body)}
@@ -48,7 +51,8 @@ def cut(program: Program, wrt: Sequence[str], *, fuses: bool) -> Cut:
         name = pending.pop(0)
         if name not in first or name in keep or name in again:
             continue
-        if _worth_saving(first[name], fuses) or (name in flat.results and name not in compared) or _partial(name, flat):
+        rather = _worth_saving(first[name], fuses) and name not in recomputed
+        if rather or (name in flat.results and name not in compared) or _partial(name, flat):
             keep[name] = None
         else:
             again.add(name)

@@ -18,11 +18,11 @@ from lowering.schedule import Schedule
 from tdsl import reference
 from tdsl.arguments import TORCH_DTYPES, Layout, layout
 from tdsl.config import config
-from tdsl.errors import ArgumentError, RangeError
+from tdsl.errors import ArgumentError
 from tdsl.expand import expand
 from tdsl.guards import run_checks
 from tdsl.infer import Inferred, Spec, infer
-from tdsl.ir import Program, statements
+from tdsl.ir import Program
 from tdsl.simplify import simplify
 from tdsl.ssa import ssa
 from tdsl.swap import differentiable
@@ -43,7 +43,7 @@ class Executor:
     name with the dtype that promotion takes them for.
     """
 
-    def __init__(self, program: Program, backend: str = "auto", *, saved: frozenset[str] = frozenset(), stored: Mapping[str, str] | None = None, flat: Program | None = None):
+    def __init__(self, program: Program, backend: str = "auto", *, saved: frozenset[str] = frozenset(), stored: Mapping[str, str] | None = None, flat: Program | None = None, schedules: dict[str, Schedule] | None = None):
         if backend not in BACKENDS:
             raise ArgumentError(f"backend {backend!r} is none of {', '.join(BACKENDS)}")
         self.program = program
@@ -51,10 +51,11 @@ class Executor:
         self.saved = saved
         self.stored = dict(stored or {})
         self.integers = frozenset(program.inputs) - frozenset(differentiable(program))
-        self.schedules: dict[str, Schedule] = {}
+        self.schedules: dict[str, Schedule] = {} if schedules is None else schedules
         self._flat = flat
         self._compiled: dict[object, Callable[[Sequence[Any]], Outputs]] = {}
         self._dtypes: dict[object, Mapping[str, str]] = {}
+        self._recomputed: dict[object, frozenset[str]] = {}
 
     @property
     def flat(self) -> Program:
@@ -85,8 +86,26 @@ class Executor:
         key = self._key(args)
         if key not in self._dtypes:
             found = layout(self.program, args, self.integers)
-            self._dtypes[key] = infer(self.flat, found.specs, found.values).dtypes
+            self._dtypes[key] = infer(self.flat, found.specs, found.values, unseen=self.saved).dtypes
         return self._dtypes[key]
+
+    def recomputed_for(self, args: Sequence[Any]) -> frozenset[str]:
+        """The intermediates that the plan for such arguments makes again rather than holds in memory."""
+        try:
+            key = self._key(args)
+        except AttributeError:
+            key = None
+        if key not in self._recomputed:
+            found = layout(self.program, args, self.integers)
+            backend = self.backend_for(found.device)
+            if backend == "reference":
+                return frozenset()
+            infer(self.program, found.specs, found.values)  # errors about the program as the user wrote it
+            target = "cpu" if backend == "torch" else target_of(found.device or torch.device("cpu"))
+            plan = self.lower(found, target).plan
+            assert plan is not None
+            self._recomputed[key] = plan.recomputed
+        return self._recomputed[key]
 
     def _key(self, args: Sequence[Any]) -> object:
         """What a compiled callable is valid for: layouts of tensors, types of numbers, and values of sizes."""
@@ -113,15 +132,17 @@ class Executor:
         for name, logical in self.stored.items():
             in_memory[name] = specs[name].dtype
             specs[name] = Spec(specs[name].shape, logical)
+        declared = infer(self.program, specs, found.values, unseen=self.saved).dtypes
+        # Versions have dtypes of their own; the last one, an output, has what all writes of its name promote to.
+        results = {flat.name: declared[output.name] for flat, output in zip(self.flat.outputs, self.program.outputs, strict=False)}
         return compile_program(
-            self.flat, specs, found.strides, target, found.values, schedules=self.schedules, stored=in_memory, saved=self.saved, observer=observer,
+            self.flat, specs, found.strides, target, found.values, schedules=self.schedules, stored=in_memory, saved=self.saved, results=results, observer=observer,
             input_precision="tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
         )  # fmt: skip
 
     def _specialise(self, args: Sequence[Any]) -> Callable[[Sequence[Any]], Outputs]:
         found = layout(self.program, args, self.integers)
         inferred = infer(self.program, found.specs, found.values)
-        check_empty(self.program, inferred)
         backend = self.backend_for(found.device)
         if backend == "reference":
             return self._reference(inferred)
@@ -153,20 +174,6 @@ def _array(a: Any) -> Any:
         return a
     a = a.detach().cpu()
     return (a.double() if a.dtype.is_floating_point else a).numpy()
-
-
-def check_empty(program: Program, inferred: Inferred) -> None:
-    """A maximum or minimum of nothing has no value."""
-    for s, ranges in zip(statements(program.body), inferred.ranges, strict=True):
-        empty = [i for i in s.reduced if ranges.get(i) is not None and _is_empty(ranges[i])]
-        first = next(t for t in statements(program.body) if t.target.tensor == s.target.tensor)
-        if s.op in ("max=", "min=") and empty and s is first and all(inferred.shapes[s.target.tensor]):
-            raise RangeError(f"the {s.op[:3]} over {', '.join(empty)} is of nothing: that range is empty", span=s.span, help="write a first value to the target, or give init= to a max[..](..)")
-
-
-def _is_empty(bounds: tuple[Any, Any]) -> bool:
-    lo, hi = bounds
-    return isinstance(lo, int) and isinstance(hi, int) and hi <= lo
 
 
 def target_of(device: torch.device) -> str:

@@ -9,10 +9,11 @@ from dataclasses import replace
 from tdsl.ir import Access, Call, Const, Expr, Index, Loop, Program, Statement, reads, rebuild, rebuild_range, statements, substitute, walk
 
 
-def simplify(program: Program) -> Program:
-    """Algebra on every expression, then `merge_doubles`, then `drop_dead`."""
+def simplify(program: Program, *, keep_all: bool = False) -> Program:
+    """Algebra on every expression, then `merge_doubles`, then `drop_dead` (unless keep_all)."""
     body = tuple(_on_expressions(node) for node in program.body)
-    return drop_dead(replace(program, body=merge_doubles(body)))
+    simpler = replace(program, body=merge_doubles(body))
+    return simpler if keep_all else drop_dead(simpler)
 
 
 def _on_expressions(node: Statement | Loop) -> Statement | Loop:

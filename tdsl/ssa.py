@@ -64,6 +64,7 @@ class _Renamer:
         self.left = Counter(name for node in program.body for name in {s.target.tensor for s in statements((node,))})
         self.sizes = {o.name: o.sizes for o in program.outputs if o.sizes is not None}
         self.out: list[Statement | Loop] = []
+        self.fills: dict[str, Statement] = {}
 
     def run(self) -> Program:
         for n, node in enumerate(self.program.body):
@@ -135,8 +136,11 @@ class _Renamer:
         if self.left[name] or name in self.program.inputs:
             return
         to = {old: name}
+        fill = self.fills.get(old)  # the output itself has the signature's size without it
         self.out = [
-            node if isinstance(node, Loop) or node.target.tensor != old else replace(node, target=rename_target(node.target, to)) for node in self.out
+            node if isinstance(node, Loop) or node.target.tensor != old else replace(node, target=rename_target(node.target, to))
+            for node in self.out
+            if node is not fill
         ]
         self.current[name] = name
 
@@ -148,7 +152,8 @@ class _Renamer:
         indices = tuple(Index(f"n{d}") for d in range(len(sizes)))
         ranges = tuple(Range(i.name, Const(0), size) for i, size in zip(indices, sizes, strict=True))
         identity = REDUCTIONS[REDUCTION_OF[op]].identity if op in REDUCTION_OF else 0.0
-        self.out.append(Statement(ranges, Access(new, indices), "=", Const(identity)))
+        self.fills[new] = Statement(ranges, Access(new, indices), "=", Const(identity))
+        self.out.append(self.fills[new])
 
     def _loop(self, node: Loop) -> None:
         """A loop reads and writes one buffer throughout; only names that were written before it start a new version."""

@@ -37,7 +37,8 @@ from tdsl.ir import (
     walk,
 )
 from tdsl.ops import OPS, cotangent
-from tdsl.simplify import simplify, simplify_expr
+from tdsl.reassociate import reassociate
+from tdsl.simplify import drop_dead, simplify, simplify_expr
 from tdsl.ssa import ssa
 
 ZERO = Const(0.0)
@@ -49,7 +50,7 @@ def gradient(program: Program, wrt: Sequence[str] | None = None) -> Program:
 
     Raises ArgumentError for a name in `wrt` that is no input, or an integer one; Unsupported inside ordered loops.
     """
-    return simplify(_Swapper(program, wrt).run())
+    return drop_dead(reassociate(simplify(_Swapper(program, wrt).run(), keep_all=True)))
 
 
 def differentiable(program: Program) -> tuple[str, ...]:

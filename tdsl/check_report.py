@@ -1,0 +1,142 @@
+"""What the machine code of a function's kernels says, with no GPU in the machine: resources, faults in words, and the roofline beside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from lowering import tile_ir
+from lowering.compiler import State, Step
+from lowering.cost import Prediction
+from lowering.report import KernelReport
+from tdsl.explain import predictions, report_of
+from tdsl.lowered import lowered
+from tdsl.page import Page, Section, Table, quantity
+
+if TYPE_CHECKING:
+    from tdsl.function import Function
+
+Widths = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KernelCheck:
+    """One kernel.
+
+    registers: per thread. stack: bytes per thread. spills: instructions that touch spilled values (on HIP spilled registers). shared: bytes
+    per block. tensor_core: the instructions' family, or None. load_bytes, store_bytes: (width in bytes, count), widest first.
+    occupancy: blocks that fit on one SM. faults: in plain words. flops: of the plan. bytes: moved, as lowering.cost predicts.
+    predicted: seconds. bound: what decides them.
+    """
+
+    name: str
+    registers: int
+    stack: int
+    spills: int
+    shared: int
+    tensor_core: str | None
+    load_bytes: Widths
+    store_bytes: Widths
+    occupancy: int
+    faults: tuple[str, ...]
+    flops: int
+    bytes: int
+    predicted: float
+    bound: str
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields as JSON knows them."""
+        return {f.name: _json(getattr(self, f.name)) for f in fields(self)}
+
+
+def _json(value: Any) -> Any:
+    return [_json(v) for v in value] if isinstance(value, tuple) else value
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Report(Page):
+    """What `check` returns. ok: no kernel has a fault."""
+
+    target: str
+    kernels: tuple[KernelCheck, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether no kernel has a fault."""
+        return not any(k.faults for k in self.kernels)
+
+    def as_json(self) -> dict[str, Any]:
+        """`{"target": .., "ok": .., "kernels": [{..}, ..]}`, the kernels with exactly the fields of KernelCheck."""
+        return {"target": self.target, "ok": self.ok, "kernels": [k.as_json() for k in self.kernels]}
+
+    def sections(self) -> tuple[Section, ...]:
+        """A table, then the faults one to a line."""
+        head = ("kernel", "registers", "spills", "stack", "shared", "tensor core", "loads", "stores", "blocks per SM", "predicted", "bound")
+        rows = tuple(
+            (
+                k.name,
+                str(k.registers),
+                str(k.spills),
+                str(k.stack),
+                quantity(k.shared, "B"),
+                k.tensor_core or "-",
+                _widths(k.load_bytes),
+                _widths(k.store_bytes),
+                str(k.occupancy),
+                quantity(k.predicted, "s"),
+                k.bound,
+            )
+            for k in self.kernels
+        )
+        faults = "\n".join(f"{k.name}: {fault}" for k in self.kernels for fault in k.faults)
+        return (Section(f"kernels for {self.target}", Table(head, rows), level=1), Section("faults", faults or "none", level=1))
+
+
+def _widths(found: Widths) -> str:
+    """`8x 16 B, 2x 4 B`."""
+    return ", ".join(f"{count}x {width} B" for width, count in found) or "-"
+
+
+def check(function: Function, args: Sequence[Any], target: str | None = None, gradient: bool = False) -> Report:
+    """Compiles every kernel of `function` for a GPU target (default: the arguments' device, else "cuda:90") and reads its machine code.
+
+    args: as `Function.lower` takes them. gradient: the kernels of training too, those of a forward that saves called `<name>_fwd_0`, ..
+    and of the backward `<name>_bwd_0`, .. Raises CompileError for a kernel that does not compile, ArgumentError for a target that has
+    no machine code, MissingPackage without Triton.
+    """
+    target = target or function.target_for(args)
+    target = "cuda:90" if target == "cpu" else target
+    parts = lowered(function, args, target, gradient=gradient)
+    found = [
+        _kernel(step, report_of(step, part.state), p, part.state)
+        for part in parts
+        for step, p in zip(part.state.steps, predictions(part.state), strict=True)
+    ]
+    return Report(target, tuple(found))
+
+
+def _kernel(step: Step, machine: KernelReport, p: Prediction, state: State) -> KernelCheck:
+    faults = machine.faults
+    if machine.tensor_core is None and any(_on_tensor_cores(op) for op in tile_ir.operations(step.tile.body)):
+        faults = (*faults, f"a product of 16-bit operands does not reach the tensor cores of {state.target.chip}")
+    return KernelCheck(
+        name=machine.name,
+        registers=machine.registers,
+        stack=machine.stack,
+        spills=machine.spills,
+        shared=machine.shared,
+        tensor_core=machine.tensor_core,
+        load_bytes=machine.load_bytes,
+        store_bytes=machine.store_bytes,
+        occupancy=machine.occupancy,
+        faults=faults,
+        flops=p.flops,
+        bytes=p.bytes,
+        predicted=p.seconds,
+        bound=p.bound,
+    )
+
+
+def _on_tensor_cores(op: tile_ir.Operation) -> bool:
+    return isinstance(op, tile_ir.Dot) and op.lhs.dtype in ("float16", "bfloat16")
