@@ -124,7 +124,7 @@ def _cycles_per_second() -> float:
     torch.cuda._sleep(cycles)
     end.record()
     torch.cuda.synchronize()
-    return cycles / (start.elapsed_time(end) * 1e-3)
+    return cycles / (1e-3 * float(start.elapsed_time(end)))
 
 
 def synchronize(device: str) -> None:

@@ -66,12 +66,14 @@ class Classifier(nn.Module):
         x = linear_gelu(images, self.first.weight, self.first.bias)
         x = layer_norm(x, self.norm.weight, self.norm.bias)
         x = linear_gelu(x, self.second.weight, self.second.bias)
-        return linear(x, self.last.weight, self.last.bias)
+        logits: Tensor = linear(x, self.last.weight, self.last.bias)
+        return logits
 
     def plain(self, images: Tensor) -> Tensor:
         """The same logits by plain torch."""
         x = self.norm(F.gelu(self.first(images)))
-        return self.last(F.gelu(self.second(x)))
+        logits: Tensor = self.last(F.gelu(self.second(x)))
+        return logits
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ sees (stage, state before, state after, seconds); `explain` is only an observer 
 
 from __future__ import annotations
 
+import keyword
 import math
 import time
 from collections import Counter
@@ -22,7 +23,7 @@ from lowering.targets import TARGETS, Target
 from lowering.tiling import Memory, identity, tile
 from lowering.torch_source import literal_shape, parameters, torch_source
 from lowering.triton_source import triton_source
-from tdsl.dtypes import dtype_of, written
+from tdsl.dtypes import category, dtype_of, written
 from tdsl.infer import Inferred, Spec, infer, resolve
 from tdsl.ir import REDUCTION_OF, Index, Program, Statement, statements
 from tdsl.ops import DTYPES
@@ -41,7 +42,7 @@ class Allocation:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One kernel, ready to print. direct: tensors that torch code defines whole. integers: values of the Triton kernel's sizes and strides."""
+    """One kernel, ready to print. direct: tensors that torch code defines whole. integers: the Triton kernel's sizes and strides."""
 
     tile: tile_ir.Kernel
     allocate: tuple[Allocation, ...]
@@ -67,6 +68,7 @@ class State:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     dtypes: Mapping[str, str] = field(default_factory=dict)
     stored: Mapping[str, str] = field(default_factory=dict)
+    apart: frozenset[str] = frozenset()
     plan: Plan | None = None
     steps: tuple[Step, ...] = ()
     text: str = ""
@@ -97,7 +99,18 @@ def compile_program(
 
     Raises Unsupported for what the compiler cannot do yet, and whatever tdsl.infer raises.
     """
-    state = State(program, specs, strides, TARGETS[target], dict(values or {}), dict(schedules or {}), input_precision, saved, dict(results or {}), stored=dict(stored or {}))
+    state = State(
+        program,
+        specs,
+        strides,
+        TARGETS[target],
+        dict(values or {}),
+        dict(schedules or {}),
+        input_precision,
+        saved,
+        dict(results or {}),
+        stored=dict(stored or {}),
+    )
     for name, stage in STAGES:
         started = time.perf_counter()
         after = stage(state)
@@ -120,33 +133,47 @@ def resolve_ranges(state: State) -> State:
 
 def normalize_statements(state: State) -> State:
     """Loops from zero, pairwise contractions, elementwise producers inlined; shapes and dtypes of what that introduced."""
-    program = normalize(ssa(state.program, state.shapes), state.dtypes, fuses=state.target.backend != "cpu")
+    on_gpu = state.target.backend != "cpu"
+    program, apart = normalize(ssa(state.program, state.shapes), state.dtypes, fuses=on_gpu, programs=2 * state.target.sms if on_gpu else 0)
     shapes, dtypes = dict(state.shapes), dict(state.dtypes)
     assert state.inferred is not None
     for s in statements(program.body):
         name = s.target.tensor
+        if name in state.shapes:
+            continue
         if name not in shapes:
             size = extents(s)
             shapes[name] = tuple(size[i.name] for i in s.target.subscripts if isinstance(i, Index))
-            ranks = {t: -1 if t in state.inferred.weak else len(shape) for t, shape in shapes.items()}
-            dtypes[name] = written(s.op, dtype_of(s.value, dtypes, ranks), None)
-    return replace(state, program=program, shapes=shapes, dtypes=dtypes, stored={**state.stored, **_stored(program, dtypes, state.saved)})
+        ranks = {t: -1 if t in state.inferred.weak else len(shape) for t, shape in shapes.items()}
+        older = (dtypes[name], category(ranks[name])) if name in dtypes else None
+        dtypes[name] = written(s.op, dtype_of(s.value, dtypes, ranks), older)
+    return replace(
+        state,
+        program=program,
+        shapes=shapes,
+        dtypes=dtypes,
+        apart=apart,
+        stored={**state.stored, **_stored(program, dtypes, state.saved, apart)},
+    )
 
 
-def _stored(program: Program, dtypes: Mapping[str, str], saved: frozenset[str]) -> dict[str, str]:
+def _stored(program: Program, dtypes: Mapping[str, str], saved: frozenset[str], apart: frozenset[str]) -> dict[str, str]:
     """Intermediate reductions that are no matrix products stay in the dtype that they are computed in: they are small, and a
     maximum is compared with what it was taken of."""
     outside = {*program.inputs, *program.results} - saved
     return {
         s.target.tensor: DTYPES[dtypes[s.target.tensor]].compute
         for s in statements(program.body)
-        if s.target.tensor not in outside and s.reduced and contraction(s) is None and DTYPES[dtypes[s.target.tensor]].kind == "float"
+        if s.target.tensor not in outside
+        and s.reduced
+        and (contraction(s) is None or s.target.tensor in apart)
+        and DTYPES[dtypes[s.target.tensor]].kind == "float"
     }
 
 
 def plan_kernels(state: State) -> State:
     """Statements into kernels."""
-    return replace(state, plan=make_plan(state.program, state.shapes, {**state.dtypes, **state.stored}, state.target))
+    return replace(state, plan=make_plan(state.program, state.shapes, {**state.dtypes, **state.stored}, state.target, state.apart))
 
 
 def tile_kernels(state: State) -> State:
@@ -155,14 +182,15 @@ def tile_kernels(state: State) -> State:
     exact = state.target.backend == "cpu"
     strides = {name: state.strides.get(name) or contiguous(shape) for name, shape in state.shapes.items()}
     counts = Counter(s.target.tensor for s in statements(state.program.body))
+    double = "float64" in state.dtypes.values()  # numbers keep all of their digits then
     memory = Memory(
         state.shapes,
         strides,
         state.dtypes,
         state.inferred.weak,
-        by_value=exact or "float64" not in state.dtypes.values(),
+        by_value=exact or not double,
         updated=frozenset(t for t, n in counts.items() if n > 1 or t in state.program.inputs),
-        stored=state.stored,
+        stored={**state.stored, **{n: "float64" for n in state.inferred.weak if double and DTYPES[state.dtypes[n]].kind == "float"}},
     )
     made = set(state.program.inputs)
     steps = []
@@ -223,10 +251,9 @@ STAGES: tuple[tuple[str, Callable[[State], State]], ...] = (
 
 def torch_module(state: State) -> str:
     """A Python module whose function `run(*inputs)` returns the outputs of the program, in order."""
-    names = {name: f"x{n}" if not _identifier(name).isidentifier() else _identifier(name) for n, name in enumerate(state.program.inputs)}
-    taken = set(names.values()) | {s.tile.name for s in state.steps}
+    taken = {"torch", "math", "run", *keyword.kwlist} | {s.tile.name for s in state.steps}
+    names: dict[str, str] = {}
     parts = [torch_source(step.tile, step.direct) for step in state.steps]
-    lines = [f"def run({', '.join(names.values())}):"]
     last = {t: n for n, step in enumerate(state.steps) for t in (b.tensor for b in step.tile.buffers)}
 
     def name_of(tensor: str) -> str:
@@ -238,6 +265,7 @@ def torch_module(state: State) -> str:
             names[tensor] = name
         return names[tensor]
 
+    lines = [f"def run({', '.join(name_of(name) for name in state.program.inputs)}):"]
     for n, step in enumerate(state.steps):
         for a in step.allocate:
             if a.tensor not in step.direct:
@@ -247,7 +275,11 @@ def torch_module(state: State) -> str:
         call = f"{step.tile.name}({', '.join(name_of(b.tensor) for b in parameters(step.tile, step.direct))})"
         results = [name_of(b.tensor) for b in step.tile.buffers if b.tensor in step.direct]
         lines.append(f"    {', '.join(results) + ' = ' if results else ''}{call}")
-        ended = [names[b.tensor] for b in step.tile.buffers if last[b.tensor] == n and b.tensor not in (*state.program.inputs, *state.program.results)]
+        ended = [
+            names[b.tensor]
+            for b in step.tile.buffers
+            if last[b.tensor] == n and b.tensor not in (*state.program.inputs, *state.program.results)
+        ]
         if ended and n + 1 < len(state.steps):
             lines.append(f"    del {', '.join(ended)}")
     results = []

@@ -10,6 +10,7 @@ and Patterson, "Roofline", CACM 2009.
   two FLOPs. Exponentials, logarithms, roots and divisions take one result each of the special-function units.
 - Wave quantization: programs run in waves of one per SM, and the last wave is as long as a full one: the compute terms are divided by
   `share` = programs / (waves * SMs). Half of the SMs are taken to saturate memory.
+- A loop with limits (of causal attention, say) takes the mean of its steps over the grid.
 - Memory: `compulsory_bytes` is every element that is touched, once. Programs that run together read a tile once, and what a wave reads
   twice comes from the last-level cache if all that the wave reads fits there; what a later wave reads again counts again, unless all
   inputs fit. That is `bytes`.
@@ -19,15 +20,18 @@ and Patterson, "Roofline", CACM 2009.
 from __future__ import annotations
 
 import math
+import operator
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import product
+from statistics import fmean
 
 from lowering import tile_ir as ir
 from lowering.plan import KernelPlan
 from lowering.targets import Target
-from tdsl.ir import Expr, free_indices
+from tdsl.ir import Call, Const, Expr, Index, free_indices
 from tdsl.ops import DTYPES, OPS
 
 # One special-function result takes as long as this many instructions of the vector units (16 lanes beside 128).
@@ -91,16 +95,16 @@ class _Work:
         self.kernel = kernel
         self.target = target
         self.tiles = {a.name: a.tile for a in kernel.axes}
-        self.counts = {a.name: -(-a.extent // a.tile) for a in kernel.axes}
+        self.counts = {a.name: -(-a.extent // max(1, a.tile)) for a in kernel.axes}
         self.along: dict[str, frozenset[str]] = {}
         self.tensor: Counter[str] = Counter()
         self.vector: Counter[str] = Counter()
         self.exps = 0
         self.operations = 0
         self.passed = 0
-        self.loads: list[tuple[ir.Load, int]] = []
+        self.loads: list[tuple[ir.Load, float]] = []
         self.stored: Counter[ir.Buffer] = Counter()
-        for op, times in _executed(kernel.body, 1, self.counts):
+        for op, times in _executed(kernel, kernel.body, 1.0):
             self._count(op, times)
         written = sum(self.stored.values())
         self.compulsory = sum(self._read_once().values()) + written
@@ -109,9 +113,9 @@ class _Work:
 
     # -- operations -----------------------------------------------------------------------------------------------------
 
-    def _count(self, op: ir.Operation, times: int) -> None:
-        """One operation that each program executes `times` times."""
-        total = times * self.kernel.programs
+    def _count(self, op: ir.Operation, times: float) -> None:
+        """One operation that each program executes `times` times, on average."""
+        total = round(times * self.kernel.programs)
         if isinstance(op, ir.Elementwise | ir.Dot | ir.Fold | ir.Mask):
             self.operations += total
             self._pass(op, total)
@@ -125,7 +129,9 @@ class _Work:
             case ir.IndexOf():
                 self.along[op.dst.name] = self._depends((op.expr,))
             case ir.Elementwise():
-                self.along[op.dst.name] = frozenset().union(*(self.along.get(a.name, frozenset()) for a in op.args if isinstance(a, ir.Value)))
+                self.along[op.dst.name] = frozenset().union(
+                    *(self.along.get(a.name, frozenset()) for a in op.args if isinstance(a, ir.Value))
+                )
                 special = special_results(op.op)
                 points = total * self._elements(op.dst)
                 self.exps += special * points
@@ -187,7 +193,7 @@ class _Work:
         together = 1 if self.target.backend == "cpu" else self.target.sms
         windows = _windows(self.kernel, self.counts, together)
         distinct: dict[tuple[ir.Buffer, tuple[Expr, ...]], int] = {}
-        every = alone = 0
+        every = alone = 0.0
         for op, times in self.loads:
             along = self._depends(op.subscripts)
             tile = self._elements(op.dst) * _item(op.buffer.dtype)
@@ -198,16 +204,62 @@ class _Work:
             alone += tile * times * self.kernel.programs
         per_wave = sum(distinct.values())
         waves = -(-self.kernel.programs // together)
-        return max(once, min(alone, waves * (per_wave if per_wave <= self.target.cache else every)))
+        return max(once, round(min(alone, waves * (per_wave if per_wave <= self.target.cache else every))))
 
 
-def _executed(body: tuple[ir.Operation, ...], times: int, counts: Mapping[str, int]) -> Iterator[tuple[ir.Operation, int]]:
-    """Every operation, and how often one program executes it."""
+def _executed(kernel: ir.Kernel, body: tuple[ir.Operation, ...], times: float) -> Iterator[tuple[ir.Operation, float]]:
+    """Every operation, and how often one program executes it on average."""
     for op in body:
         if isinstance(op, ir.For):
-            yield from _executed(op.body, times * counts[op.axis.name], counts)
+            yield from _executed(kernel, op.body, times * _steps(kernel, op))
         else:
             yield op, times
+
+
+# Tiles of each grid axis that the mean over the grid is taken of.
+_SAMPLES = 32
+_EVALUATE = {
+    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "floordiv": operator.floordiv, "mod": operator.mod,
+    "neg": operator.neg, "minimum": min, "maximum": max,
+}  # fmt: skip
+
+
+def _steps(kernel: ir.Kernel, loop: ir.For) -> float:
+    """The tiles that a loop walks, its limits averaged over the tiles of the grid that they depend on."""
+    axis = loop.axis
+    names = {name for bound in (loop.lo, loop.hi) if bound is not None for name in free_indices(bound)}
+    axes = list({kernel.axis_of(_index(name)).name: kernel.axis_of(_index(name)) for name in names}.values())
+    steps = []
+    for at in product(*(_sampled(-(-a.extent // max(1, a.tile))) for a in axes)):
+        place = {a.name: number for a, number in zip(axes, at, strict=True)}
+        lo = 0 if loop.lo is None else max(0, _end(kernel, loop.lo, place)) // axis.tile
+        hi = axis.extent if loop.hi is None else min(axis.extent, _end(kernel, loop.hi, place))
+        steps.append(max(0, -(-hi // max(1, axis.tile)) - lo))
+    return fmean(steps) if steps else 0.0
+
+
+def _sampled(count: int) -> list[int]:
+    """Numbers of tiles, spread evenly."""
+    return list(range(count)) if count <= _SAMPLES else [(2 * n + 1) * count // (2 * _SAMPLES) for n in range(_SAMPLES)]
+
+
+def _index(end: str) -> str:
+    """`last(i)` --> `i`."""
+    return end.partition("(")[2].rstrip(")")
+
+
+def _end(kernel: ir.Kernel, e: Expr, place: Mapping[str, int]) -> int:
+    """An integer expression of the ends of a program's tiles; `place`: the number of its tile along each axis."""
+    match e:
+        case Const(value=value):
+            return int(value)
+        case Index(name=name):
+            axis = kernel.axis_of(_index(name))
+            first = place[axis.name] * axis.tile
+            return first if name.startswith("first(") else first + axis.tile - 1
+        case Call(op=op, args=args):
+            return int(_EVALUATE[op](*(_end(kernel, a, place) for a in args)))
+    raise AssertionError(e)
 
 
 def _windows(kernel: ir.Kernel, counts: Mapping[str, int], together: int) -> dict[str, int]:

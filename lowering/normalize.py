@@ -1,7 +1,7 @@
 """Statements with resolved ranges -> statements that the planner can place: loops from zero, pairwise contractions.
 
-    for i in 2:9:  Y[i] = X[i+1]                    -->   for i in 0:7:  Y[i+2] = X[i+3]
-    for i, j, k, l:  Y[i,l] += A[i,j]*B[j,k]*C[k,l]  -->   Y.c1[i,k] += A[i,j]*B[j,k];  Y[i,l] += Y.c1[i,k]*C[k,l]
+for i in 2:9:  Y[i] = X[i+1]                    -->   for i in 0:7:  Y[i+2] = X[i+3]
+for i, j, k, l:  Y[i,l] += A[i,j]*B[j,k]*C[k,l]  -->   Y.c1[i,k] += A[i,j]*B[j,k];  Y[i,l] += Y.c1[i,k]*C[k,l]
 """
 
 from __future__ import annotations
@@ -39,16 +39,19 @@ from tdsl.simplify import drop_dead, factors, product, simplify_expr
 CHEAP = 3.0
 
 
-def normalize(program: Program, dtypes: Mapping[str, str], *, fuses: bool) -> Program:
+def normalize(program: Program, dtypes: Mapping[str, str], *, fuses: bool, programs: int = 0) -> tuple[Program, frozenset[str]]:
     """`program` (flat, resolved) with loops from zero, products of many factors in the cheapest pairwise order, and
     elementwise producers inside their consumers.
 
     fuses: whether the executor keeps chains of operations in registers; one that does not (whole tensors on a CPU)
-    recomputes a producer only where it has a single use. Raises Unsupported for ordered and ragged loops.
+    recomputes a producer only where it has a single use. programs: how many programs fill the chip; 0: nothing is split.
+    Returns the program and the tensors of partial results, which must not be joined with what sums them up.
+    Raises Unsupported for ordered and ragged loops.
     """
     body = tuple(integer_sum(unused_range(from_zero(s)), dtypes) for s in checked(program))
     program = replace(program, body=tuple(part for s in body for part in contraction_order(s, body)))
-    return drop_dead(inline(program, fuses=fuses))
+    program = drop_dead(inline(program, fuses=fuses))
+    return split_reductions(program, programs) if programs else (program, frozenset())
 
 
 def checked(program: Program) -> tuple[Statement, ...]:
@@ -179,7 +182,7 @@ def pairwise(s: Statement, operands: list[tuple[frozenset[str], list[Expr]]], bo
     equation = ",".join("".join(names[i] for i in sorted(key)) for key, _ in operands)
     equation += "->" + "".join(names[i] for i in sorted(output & frozenset().union(*(k for k, _ in operands))))
     shapes = [tuple(size[i] for i in sorted(key)) for key, _ in operands]
-    path, info = opt_einsum.contract_path(equation, *shapes, shapes=True, optimize="auto")
+    path, _ = opt_einsum.contract_path(equation, *shapes, shapes=True, optimize="auto")
     taken = _names(body)
     pending = [(key, product(terms)) for key, terms in operands]
     out: list[Statement] = []
@@ -244,10 +247,101 @@ def _inlined(expr: Expr, definitions: Mapping[str, Statement]) -> Expr:
     return expr
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Splitting
+
+# Terms that one program should at least reduce; results that one program makes where the reduced index is not the contiguous one.
+SPLIT_TERMS = 512
+SPLIT_WIDTH = 64
+
+
+def split_reductions(program: Program, programs: int) -> tuple[Program, frozenset[str]]:
+    """A long reduction with few results gets partial results over parts of its longest index, and a small sum of those:
+
+        s += x[k]   -->   s.part[p] += x[p*C+c];  s += s.part[p]
+
+    Deterministic, without atomics (PyTorch's decompose_k and its split reductions do the same). A part beyond the end
+    reads zeros through pad, and the identity of the reduction by a mask.
+    """
+    taken = _names(tuple(statements(program.body)))
+    body: list[Statement] = []
+    apart: set[str] = set()
+    for s in statements(program.body):
+        parts = _parts(s, programs)
+        if parts < 2:
+            body.append(s)
+            continue
+        first, second = _split(s, parts, taken)
+        apart.add(first.target.tensor)
+        body += [first, second]
+    return replace(program, body=tuple(body)), frozenset(apart)
+
+
+def _parts(s: Statement, programs: int) -> int:
+    if not s.reduced or not all(isinstance(i, Index) for i in s.target.subscripts):
+        return 1
+    size = extents(s)
+    results = math.prod(size[i] for i in size if i not in s.reduced)
+    index = max(s.reduced, key=lambda i: size[i])
+    longest = size[index]
+    last = {a.subscripts[-1] for e in (s.value,) for a in walk(e) if isinstance(a, Access) and len(a.subscripts) > 1}
+    busy = results if Index(index) in last else -(-results // SPLIT_WIDTH)
+    if results == 0 or busy * 2 > programs:
+        return 1
+    return min(programs // busy, longest // SPLIT_TERMS)
+
+
+def _split(s: Statement, parts: int, taken: set[str]) -> tuple[Statement, Statement]:
+    """The statement of the partial results and the one that reduces them."""
+    size = extents(s)
+    index = max(s.reduced, key=lambda i: size[i])
+    chunk = -(-size[index] // parts)
+    parts = -(-size[index] // chunk)
+    p, c = fresh_name("p", {*s.indices}), fresh_name(f"{index}_in", {*s.indices})
+    whole = Call("add", (Call("mul", (Index(p), Const(chunk))), Index(c)))
+    even = parts * chunk == size[index]
+    value = _at(s.value, index, whole, even)
+    if not even and not (s.op == "+=" and any(isinstance(f, Access) and index in free_indices(f) for f in factors(s.value))):
+        rest = {"+=": Const(0), "*=": Const(1), "max=": Const(-math.inf), "min=": Const(math.inf)}[s.op]
+        value = Call("where", (Call("lt", (whole, Const(size[index]))), value, rest))
+    name = fresh_name(f"{s.target.tensor}.part", taken)
+    taken.add(name)
+    target = Access(name, (Index(p), *s.target.subscripts))
+    kept = [r for r in s.ranges if r.index != index]
+    over = [Range(p, Const(0), Const(parts)), *kept, Range(c, Const(0), Const(chunk))]
+    left = [r for r in s.ranges if r.index not in s.reduced]
+    first = replace(s, ranges=tuple(over), target=target, value=value)
+    return first, replace(s, ranges=(*left, Range(p, Const(0), Const(parts))), value=target)
+
+
+def _at(e: Expr, index: str, whole: Expr, even: bool) -> Expr:
+    """`e` with an index replaced; subscripts that reach beyond the end read zero."""
+    if isinstance(e, Access):
+        subscripts = []
+        for i in e.subscripts:
+            moved = substitute(_at(i, index, whole, even) if isinstance(i, Access) else i, {index: whole})
+            inside = index in free_indices(i) and not even and not isinstance(i, Pad | Clamp)
+            subscripts.append(Pad(moved) if inside else moved)
+        return replace(e, subscripts=tuple(subscripts))
+    if isinstance(e, Index):
+        return whole if e.name == index else e
+    return rebuild(e, lambda x: _at(x, index, whole, even))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What must be stored
+
+
 def _exact(body: list[Statement]) -> set[str]:
     """Tensors that are compared for equality: two evaluations of one formula may round differently, so these are stored."""
     return {
-        a.tensor for s in body for e in walk(s.value) if isinstance(e, Call) and e.op in ("eq", "ne") for arg in e.args for a in walk(arg) if isinstance(a, Access)
+        a.tensor
+        for s in body
+        for e in walk(s.value)
+        if isinstance(e, Call) and e.op in ("eq", "ne")
+        for arg in e.args
+        for a in walk(arg)
+        if isinstance(a, Access)
     }
 
 

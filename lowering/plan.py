@@ -117,17 +117,20 @@ class Plan:
         return "\n".join([*lines, f"in memory between kernels: {memory or 'nothing'}"])
 
 
-def plan(program: Program, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str], target: Target) -> Plan:
-    """Groups the statements of a normalised program into kernels. shapes and dtypes: of every tensor, by name."""
+def plan(program: Program, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str], target: Target, apart: frozenset[str] = frozenset()) -> Plan:
+    """Groups the statements of a normalised program into kernels. shapes and dtypes: of every tensor, by name.
+
+    apart: partial results, which other programs wait for: their statements end a kernel.
+    """
     body = list(statements(program.body))
     kept = _kept(program, body)
-    recomputed = recompute(body, kept, shapes, dtypes, target)
+    recomputed = recompute(body, kept | apart, shapes, dtypes, target)
     while True:
         parts, failed = _form(body, recomputed)
         if failed is None:
             break
         recomputed = recomputed - {failed}
-    while (merged := _merge_one(parts, kept, recomputed)) is not None:
+    while (merged := _merge_one(parts, kept, recomputed, apart)) is not None:
         parts = merged
     kernels = []
     for n, part in enumerate(parts):
@@ -231,7 +234,7 @@ def _identifier(name: str) -> str:
 # Joining
 
 
-def _merge_one(parts: list[list[Statement]], kept: set[str], recomputed: frozenset[str]) -> list[list[Statement]] | None:
+def _merge_one(parts: list[list[Statement]], kept: set[str], recomputed: frozenset[str], apart: frozenset[str]) -> list[list[Statement]] | None:
     """The parts after the first join that is legal and pays, or None: of a producer with its consumer, or of two that
     recompute the same."""
     writer = {s.target.tensor: n for n, part in enumerate(parts) for s in part if s.target.tensor not in recomputed}
@@ -243,6 +246,8 @@ def _merge_one(parts: list[list[Statement]], kept: set[str], recomputed: frozens
         for p in [*sorted(needs[c], reverse=True), *beside]:
             if any(p in before[x] for x in needs[c] if x != p):
                 continue  # something between them waits for the producer
+            if any(s.target.tensor in apart for s in parts[p]):
+                continue
             joined = join(parts[p], consumer, kept, recomputed)
             if joined is not None:
                 rest = [part for n, part in enumerate(parts) if n not in (p, c)]
@@ -383,8 +388,9 @@ def kernel_shape(part: Sequence[Statement]) -> KernelShape | None:
     if not matrices and max(rows) <= RESIDENT_ROW:
         return KernelShape(grid, (), tuple(i for i in size if i not in owned))
     free = {i for s in part for i in free_indices(s.target)} - owned
-    linking = tuple(i for i in size if i in free and any(i in s.reduced for s in part))
-    for stream in [*((i,) for i in sorted(linking, key=lambda i: -size[i])), *([linking] if len(linking) > 1 else [])]:
+    linking = {i for i in size if i in free and any(i in s.reduced for s in part)}
+    candidates = {tuple(i for i in s.indices if i in s.reduced and i in linking) for s in part} - {()}
+    for stream in sorted(candidates, key=lambda c: (-math.prod(size[i] for i in c), c)):
         whole = tuple(i for i in size if i in free and i not in stream)
         held = [math.prod(_padded(size[i]) for i in whole if i in free_indices(s.target)) for s in part]
         sums = sum(n for n, s in zip(held, part, strict=True) if set(stream) & set(s.reduced))

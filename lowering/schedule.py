@@ -44,7 +44,7 @@ def default_schedule(kernel: KernelPlan, strides: Mapping[str, tuple[int, ...]],
         found = contraction(s)
         if found is not None and uses_dot(found, kernel, dtypes, s.target.tensor):
             return _contraction(kernel, found, strides, dtypes, target)
-    return _general(kernel, strides)
+    return _general(kernel, strides, target)
 
 
 def uses_dot(found: Contraction, kernel: KernelPlan, dtypes: Mapping[str, str], target: str) -> bool:
@@ -119,7 +119,9 @@ def _contraction(kernel: KernelPlan, c: Contraction, strides: Mapping[str, tuple
 
 
 # (rows, streamed, warps) in order of preference. The first are those of FlashAttention-2 and of FlexAttention on Hopper.
-_STREAM_TILES = ((128, 128, 8), (128, 64, 8), (128, 64, 4), (64, 128, 8), (64, 64, 4), (64, 32, 4), (32, 32, 4), (16, 32, 4), (16, 16, 4))
+_STREAM_TILES = (
+    (128, 128, 8), (128, 64, 8), (128, 64, 4), (64, 128, 8), (64, 64, 8), (64, 64, 4), (64, 32, 4), (32, 64, 4), (32, 32, 4), (16, 32, 4), (16, 16, 4),
+)  # fmt: skip
 # float32 values per thread that tiles may hold; 255 registers less addresses, operands of the tensor cores and temporaries.
 _STREAM_REGISTERS = 144
 
@@ -134,20 +136,18 @@ def _streamed(kernel: KernelPlan, dtypes: Mapping[str, str], target: Target) -> 
     programs = math.prod(size[i] for i in batch)
     whole = {i: power_of_two(size[i]) for i in kernel.whole}
     along = set(kernel.stream)
-    held = [math.prod(whole.get(i, 1) for i in free_indices(s.target)) for s in kernel.statements if along & set(s.reduced)]
-    scores = sum(1 for s in kernel.statements if s.reduced and along & set(free_indices(s.target)))
     chosen = _STREAM_TILES[-1]
     for tile_m, tile_n, warps in _STREAM_TILES:
         if (tile_m > DOT_MIN and tile_m >= 2 * power_of_two(height)) or (tile_n > DOT_MIN and tile_n >= 2 * power_of_two(length)):
             continue
-        if (tile_m * (sum(held) + (scores + 1) * tile_n)) / (32 * warps) > _STREAM_REGISTERS:
+        if _stream_values(kernel, tile_m, tile_n, whole) / (32 * warps) > _STREAM_REGISTERS:
             continue
         if tile_m > 64 and -(-height // tile_m) * programs < target.sms:
             continue
         chosen = (tile_m, tile_n, warps)
         break
     tile_m, tile_n, warps = chosen
-    dots = {i for c in found for i in (*c.m, *c.n, *c.k)}
+    dots = {i for c in found if _dots(c, size) for i in (*c.m, *c.n, *c.k)}
     axes = [((i,), 1) for i in batch] + [(rows, tile_m), (kernel.stream, tile_n)]
     axes += [((i,), max(DOT_MIN if i in dots else 1, whole[i])) for i in kernel.whole]
     # Contractions first: an index that one of them sums is a tile for all.
@@ -156,11 +156,38 @@ def _streamed(kernel: KernelPlan, dtypes: Mapping[str, str], target: Target) -> 
         if not rest:
             continue
         extent = math.prod(size[i] for i in rest)
-        if contraction(s) is not None:
+        c = contraction(s)
+        if c is not None and _dots(c, size):
             axes.append((rest, max(DOT_MIN, power_of_two(extent)) if power_of_two(extent) <= 128 else 64))
         else:  # a short sum is walked number by number: a 3-D tile would not fit
             axes.append((rest, 1))
     return Schedule(tuple(axes), warps, 2)
+
+
+def _dots(c: Contraction, size: Mapping[str, int]) -> bool:
+    """Whether a contraction inside a stream is worth a dot: padding may at most double an extent."""
+    return all(math.prod(size[i] for i in group) >= DOT_MIN // 2 for group in (c.m, c.n, c.k))
+
+
+def _stream_values(kernel: KernelPlan, tile_m: int, tile_n: int, whole: Mapping[str, int]) -> float:
+    """How many float32 values the tiles of a streaming kernel hold at once: accumulators and scores for long, products that
+    are no dot for a moment (twice: operand and result), and each dot operand that is computed rather than loaded."""
+    size, along = kernel.extents, set(kernel.stream)
+    held = 0.0
+    moment = 0.0
+    for s in kernel.statements:
+        left = set(free_indices(s.target))
+        wide = math.prod(whole.get(i, 1) for i in left)
+        c = contraction(s)
+        if along & set(s.reduced):
+            held += tile_m * wide
+            held += tile_m * tile_n if c is not None else 0
+        elif s.reduced and along & left:
+            held += tile_m * tile_n * wide
+        if along & set(s.indices) and s.reduced and not (c is not None and _dots(c, size)):
+            extra = math.prod(whole.get(i, 1) for i in s.indices)
+            moment = max(moment, 2.0 * tile_m * tile_n * extra if extra > 1 else 0.0)
+    return held + moment
 
 
 def _waves(m: int, n: int, tile_m: int, tile_n: int, batch: int, sms: int) -> float:
@@ -182,35 +209,42 @@ def _contiguous(kernel: KernelPlan, strides: Mapping[str, tuple[int, ...]]) -> s
 # Pointwise operations and reductions (GPU)
 
 
-def _general(kernel: KernelPlan, strides: Mapping[str, tuple[int, ...]]) -> Schedule:
+def _general(kernel: KernelPlan, strides: Mapping[str, tuple[int, ...]], target: Target) -> Schedule:
     """Tiles of TILE elements, widest along what is contiguous in memory, so that a warp reads whole lines.
 
-    A kernel whose inner indices fit in RESIDENT_ROW holds them whole when several of its statements walk them.
+    Rows that fit are held whole when several statements walk them. Tiles of the grid are halved while the chip is not filled.
     """
-    resident = len(kernel.statements) > 1 and any(i not in kernel.grid for s in kernel.statements for i in free_indices(s.target))
     axes = _axes(kernel, strides)
     size = {axis: math.prod(kernel.extents[i] for i in axis) for axis in axes}
+    inner = [axis for axis in axes if axis[0] not in kernel.grid]
+    outer = [axis for axis in axes if axis[0] in kernel.grid]
+    leading = _leading(kernel, strides)
+    wide = [axis for axis in axes if any(i in leading for i in axis)] or axes[-1:]
     tiles = {axis: 1 for axis in axes}
-    budget = TILE
+    resident = len(kernel.statements) > 1 and bool(inner) and not kernel.stream
     if resident:
-        for axis in axes:
-            if axis[0] not in kernel.grid:
-                tiles[axis] = power_of_two(size[axis])
-                budget //= tiles[axis]
-    wide = [axis for axis in reversed(axes) if tiles[axis] == 1 and not (resident and axis[0] not in kernel.grid)]
-    streams = [axis for axis in wide if _streams(axis, kernel, strides)]
-    # What is contiguous somewhere first (32 lanes, or all of it), then the innermost axes up to the budget.
-    for axis in streams:
-        tiles[axis] = min(32 if len(streams) > 1 else 1024, power_of_two(size[axis]), max(1, budget))
-        budget //= tiles[axis]
-    for axis in sorted(wide, key=lambda a: (a not in streams, a[0] in kernel.grid)):
-        room = min(max(1, budget), power_of_two(size[axis]) // tiles[axis])
-        limit = max(1, room) if axis[0] not in kernel.grid or axis in streams else min(max(1, room), 32)
-        tiles[axis] *= power_of_two(limit) if power_of_two(limit) <= limit else power_of_two(limit) // 2
-        budget //= max(1, limit)
-    total = math.prod(tiles.values())
-    warps = 4 if total <= 4096 else 8 if total <= 8192 else 16
-    return Schedule(tuple((axis, tiles[axis]) for axis in axes), warps, 2)
+        tiles.update({axis: power_of_two(size[axis]) for axis in inner})
+    budget = max(1, TILE // math.prod(tiles.values()))
+    for axis in [*reversed(wide), *reversed(inner), *reversed(outer)]:
+        if resident and axis in inner:
+            continue
+        others = [x for x in axes if x is not axis and size[x] > 1 and tiles[x] == 1]
+        most = 32 if len(wide) > 1 and axis in wide and len(axes) > 1 else 128 if axis in outer and inner else TILE // 2 if others else TILE
+        wanted = min(most, power_of_two(size[axis]), budget * tiles[axis])
+        if wanted > tiles[axis]:
+            budget = budget * tiles[axis] // wanted
+            tiles[axis] = wanted
+    while outer and math.prod(-(-size[a] // tiles[a]) for a in outer) < target.sms:
+        axis = max(outer, key=lambda a: tiles[a])
+        if tiles[axis] <= (32 if axis in wide else 1):
+            break
+        tiles[axis] //= 2
+    return Schedule(tuple((axis, tiles[axis]) for axis in axes), _warps(math.prod(tiles.values())), 2)
+
+
+def _warps(elements: int) -> int:
+    """4 warps up to 2048 elements of a tile, then one more doubling for each doubling of 16 a thread (Helion's rule for reductions)."""
+    return 4 if elements <= 2048 else 8 if elements <= 4096 else 16 if elements <= 16384 else 32
 
 
 def _axes(kernel: KernelPlan, strides: Mapping[str, tuple[int, ...]]) -> list[tuple[str, ...]]:
@@ -243,8 +277,3 @@ def _leading(kernel: KernelPlan, strides: Mapping[str, tuple[int, ...]]) -> froz
                 if stride == 1:
                     found |= set(free_indices(subscript))
     return frozenset(i for i in found if kernel.extents.get(i, 1) > 1)
-
-
-def _streams(axis: tuple[str, ...], kernel: KernelPlan, strides: Mapping[str, tuple[int, ...]]) -> bool:
-    leading = _leading(kernel, strides)
-    return any(i in leading for i in axis) or not leading

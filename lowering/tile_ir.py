@@ -143,10 +143,16 @@ class Assign:
 
 @dataclass(frozen=True, slots=True)
 class For:
-    """Walks a loop axis tile by tile."""
+    """Walks a loop axis tile by tile.
+
+    lo, hi: where given, only tiles that meet [lo, hi) matter, by integer expressions of `first(i)` and `last(i)`, the ends of
+    this program's tile of a grid index i. A printer may visit more tiles than those.
+    """
 
     axis: Axis
     body: tuple[Operation, ...]
+    lo: Expr | None = None
+    hi: Expr | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +229,8 @@ def _lines(body: tuple[Operation, ...], indent: str) -> Iterator[str]:
     for op in body:
         match op:
             case For():
-                yield f"{indent}for {op.axis.name}:"
+                limits = "".join(f" {word} {print_expr(e)}" for word, e in (("from", op.lo), ("to", op.hi)) if e is not None)
+                yield f"{indent}for {op.axis.name}{limits}:"
                 yield from _lines(op.body, indent + "  ")
             case Load():
                 yield f"{indent}{name(op.dst)} = load {op.buffer.name}[{', '.join(map(print_expr, op.subscripts))}]"

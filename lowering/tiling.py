@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from lowering import tile_ir as ir
+from lowering.limits import limits
 from lowering.plan import Contraction, KernelPlan, contraction, plain
 from lowering.schedule import Schedule
 from lowering.stream import OLD, Reduction, passes
@@ -150,10 +151,10 @@ class _Tiler:
         for axis in loops:
             self.scopes.append(_Scope(axis))
 
-    def leave(self, loops: list[ir.Axis]) -> None:
+    def leave(self, loops: list[ir.Axis], lo: Expr | None = None, hi: Expr | None = None) -> None:
         for axis in reversed(loops):
             scope = self.scopes.pop()
-            self.scopes[-1].ops.append(ir.For(axis, tuple(scope.ops)))
+            self.scopes[-1].ops.append(ir.For(axis, tuple(scope.ops), lo, hi))
 
     def level_of_index(self, name: str) -> int:
         """The depth of the loop that sets an index (or computed the value of that name)."""
@@ -435,7 +436,9 @@ class _Tiler:
             else:
                 self.scopes[-1].ops.append(ir.Assign(carry, new))
         self.scopes[-1].ops += later
-        self.leave(loops)
+        single = len(loops) == 1 and len(loops[0].indices) == 1
+        grid = [i for a in self.axes if a.role == "grid" and len(a.indices) == 1 for i, _ in a.indices]
+        self.leave(loops, *(limits(members, loops[0].indices[0][0], grid) if single else (None, None)))
         for carry in carries.values():
             self.level[carry.name] = len(self.scopes) - 1
         for r in members:

@@ -15,10 +15,11 @@ from tdsl.affine import linear
 from tdsl.ir import Call, Clamp, Const, Expr, Index, Pad, free_indices
 from tdsl.ops import DTYPES, OPERATORS, OPS, REDUCTIONS
 
+_UNARY_IN_PLACE = ("exp", "exp2", "log", "log1p", "expm1", "sqrt", "rsqrt", "sin", "cos", "tanh", "sigmoid", "relu", "erf", "abs")
 _ARITHMETIC = {"add", "sub", "mul", "div", "neg"}
 _IN_PLACE = {
     "add": "{0}.add_({1})", "sub": "{0}.sub_({1})", "mul": "{0}.mul_({1})", "div": "{0}.div_({1})", "neg": "{0}.neg_()",
-    **{op: f"torch.{op}_({{0}})" for op in ("exp", "exp2", "log", "log1p", "expm1", "sqrt", "rsqrt", "sin", "cos", "tanh", "sigmoid", "relu", "erf", "abs")},
+    **{op: f"torch.{op}_({{0}})" for op in _UNARY_IN_PLACE},
     "silu": "torch.nn.functional.silu({0}, inplace=True)",
 }  # fmt: skip
 _SWAPPED = {"add": "{1}.add_({0})", "mul": "{1}.mul_({0})", "sub": "torch.sub({0}, {1}, out={1})", "div": "torch.div({0}, {1}, out={1})"}
@@ -55,7 +56,8 @@ class _Printer:
                 self.remaining[v.name] += 1
             if isinstance(op, ir.Store | ir.Assign):
                 self.pinned.add(op.src.name)
-            if isinstance(op, ir.Elementwise) and not (op.op in _ARITHMETIC and any(isinstance(a, ir.Value) and a.axes for a in op.args)):
+            plain = isinstance(op, ir.Elementwise) and op.op in _ARITHMETIC and any(isinstance(a, ir.Value) and a.axes for a in op.args)
+            if isinstance(op, ir.Elementwise) and op.op not in DTYPES and not plain:
                 self.called |= {a.name for a in op.args if isinstance(a, ir.Value)}
             if isinstance(op, ir.Load | ir.Store):
                 self.pinned |= {i for e in op.subscripts for i in free_indices(e)}
@@ -117,9 +119,9 @@ class _Printer:
         """The indices whose values an operation needs as a tensor."""
         if isinstance(op, ir.IndexOf):
             exprs = [op.expr]
-        elif isinstance(op, ir.Load) and not self._is_view(op.buffer, op.subscripts):
-            exprs = list(op.subscripts)
-        elif isinstance(op, ir.Store) and not (self._is_plain(op.subscripts) and op.mode in ("set", "add")):
+        elif (isinstance(op, ir.Load) and not self._is_view(op.buffer, op.subscripts)) or (
+            isinstance(op, ir.Store) and not (self._is_plain(op.subscripts) and op.mode in ("set", "add"))
+        ):
             exprs = list(op.subscripts)
         else:
             return []
@@ -150,7 +152,9 @@ class _Printer:
                 return self.elementwise(op)
             case ir.Full():
                 self.owned.add(op.dst.name)
-                return f"torch.full(({''.join(self.length(a) + ', ' for a in op.dst.axes)}), {_number(op.fill)}, dtype=torch.{op.dst.dtype})"
+                return (
+                    f"torch.full(({''.join(self.length(a) + ', ' for a in op.dst.axes)}), {_number(op.fill)}, dtype=torch.{op.dst.dtype})"
+                )
             case ir.Mask():
                 return op.src.name
             case ir.Fold():
@@ -176,7 +180,11 @@ class _Printer:
         for a in op.args:
             if isinstance(a, ir.Value):
                 args.append(self.suffixed(a.name, a.axes, op.dst.axes))
-            elif infix or (op.op in OPERATORS and op.op not in ("and", "or", "not")) or (op.op == "where" and any(isinstance(x, ir.Value) for x in op.args[1:])):
+            elif (
+                infix
+                or (op.op in OPERATORS and op.op not in ("and", "or", "not"))
+                or (op.op == "where" and any(isinstance(x, ir.Value) for x in op.args[1:]))
+            ):
                 args.append(_number(a))
             else:
                 dtype = op.dst.dtype if row.kind != "bool" else "bool"
@@ -193,7 +201,12 @@ class _Printer:
         for n, table in ((0, _IN_PLACE), (1, _SWAPPED)):
             if op.op in table and n < len(op.args):
                 a = op.args[n]
-                if isinstance(a, ir.Value) and self._ends(a) and (a.axes, a.dtype) == (op.dst.axes, op.dst.dtype) and list(op.args).count(a) == 1:
+                if (
+                    isinstance(a, ir.Value)
+                    and self._ends(a)
+                    and (a.axes, a.dtype) == (op.dst.axes, op.dst.dtype)
+                    and list(op.args).count(a) == 1
+                ):
                     self.owned.discard(a.name)
                     self.owned.add(op.dst.name)
                     return table[op.op]
@@ -212,7 +225,9 @@ class _Printer:
         dims = [op.src.axes.index(a) for a in op.axes]
         self.owned.add(op.dst.name)
         if any(self.kernel.axis(a).extent == 0 for a in op.axes):
-            return f"torch.full(({''.join(self.length(a) + ', ' for a in op.dst.axes)}), {_number(_identity(op))}, dtype=torch.{op.dst.dtype})"
+            return (
+                f"torch.full(({''.join(self.length(a) + ', ' for a in op.dst.axes)}), {_number(_identity(op))}, dtype=torch.{op.dst.dtype})"
+            )
         if op.reduction == "prod":  # torch.prod takes one dimension
             text = op.src.name
             for d in sorted(dims, reverse=True):
@@ -250,7 +265,9 @@ class _Printer:
             dims = ", ".join(str(axes.index(x)) for x in order)
             text = f"{text}.mT" if swapped == axes and len(order) >= 2 else f"{text}.permute({dims})"
         if any(len(g) != 1 for g in groups):
-            sizes = [self.length(x) for x in batch] + [" * ".join(f"({self.length(x)})" if " " in self.length(x) else self.length(x) for x in g) or "1" for g in groups]
+            sizes = [self.length(x) for x in batch] + [
+                " * ".join(f"({self.length(x)})" if " " in self.length(x) else self.length(x) for x in g) or "1" for g in groups
+            ]
             text = f"{text}.reshape({', '.join(sizes)})"
         return text
 
@@ -318,14 +335,17 @@ class _Printer:
 
     def gather(self, op: ir.Load) -> str:
         """Advanced indexing; outside of a padded dimension the value is zero."""
-        self.owned.add(op.dst.name)
         padded = [d for d, e in enumerate(op.subscripts) if isinstance(e, Pad)]
+        if padded or op.dst.axes:  # where every place is one number, indexing gives a view
+            self.owned.add(op.dst.name)
         if any(op.buffer.shape[d] == 0 for d in range(len(op.subscripts))):
             return f"torch.zeros(({''.join(self.length(a) + ', ' for a in op.dst.axes)}), dtype=torch.{op.dst.dtype})"
         text = f"{op.buffer.name}[{', '.join(self.place(op.buffer, d, e, op.dst.axes) for d, e in enumerate(op.subscripts))}]"
         if not padded:
             return text
-        return f"torch.where({self.within(op.buffer, op.subscripts, op.dst.axes)}, {text}, {_number(False if op.dst.dtype == 'bool' else 0)})"
+        return (
+            f"torch.where({self.within(op.buffer, op.subscripts, op.dst.axes)}, {text}, {_number(False if op.dst.dtype == 'bool' else 0)})"
+        )
 
     def place(self, buffer: ir.Buffer, d: int, e: Expr, axes: tuple[str, ...]) -> str:
         if isinstance(e, Pad | Clamp):
@@ -371,7 +391,8 @@ class _Printer:
         number = op.src.name in self.numbers
         if plain and op.mode in ("set", "add"):
             place = self._sliced(target, names, op.axes)
-            yield f"{place}.{'copy_' if op.mode == 'set' else 'add_'}({self._as_tensor(op.src) if number else self.suffixed(value, op.src.axes, op.axes)})"
+            source = self._as_tensor(op.src) if number else self.suffixed(value, op.src.axes, op.axes)
+            yield f"{place}.{'copy_' if op.mode == 'set' else 'add_'}({source})"
             return
         shape = f"({''.join(self.length(a) + ', ' for a in op.axes)})"
         places = [self.place(target, d, e, op.axes) for d, e in enumerate(op.subscripts)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 
 from lowering import tile_ir as ir
 from lowering.kernel_source import Arg, KernelSource
@@ -62,7 +63,13 @@ class _Printer:
         return Arg(b.name, "float", "float32") if DTYPES[b.dtype].kind == "float" else Arg(b.name, "int", "int64")
 
     def parameter(self, a: Arg) -> str:
-        return f"{a.name}: tl.constexpr" if a.kind == "constexpr" else f"{a.name}: tl.int64" if a.dtype == "int64" and a.kind == "int" else a.name
+        return (
+            f"{a.name}: tl.constexpr"
+            if a.kind == "constexpr"
+            else f"{a.name}: tl.int64"
+            if a.dtype == "int64" and a.kind == "int"
+            else a.name
+        )
 
     # -- the grid and the indices ---------------------------------------------------------------------------------------
 
@@ -138,7 +145,11 @@ class _Printer:
 
     def block(self, body: tuple[ir.Operation, ...], indent: str) -> Iterator[str]:
         # A value that only feeds a carried one is printed under that name: `acc = tl.dot(a, b, acc)`.
-        carried = {b.src.name: b.dst.name for a, b in zip(body, body[1:], strict=False) if isinstance(b, ir.Assign) and getattr(a, "dst", None) == b.src}
+        carried = {
+            b.src.name: b.dst.name
+            for a, b in pairwise(body)
+            if isinstance(b, ir.Assign) and getattr(a, "dst", None) == b.src
+        }
         for op in body:
             if isinstance(op, ir.Assign):
                 if op.src.name not in carried:
@@ -152,7 +163,8 @@ class _Printer:
                     yield f"{indent}for {name} in range(0, {self.extent(axis)}):"
                     yield from self.index_lines(axis, indent + "    ", name)
                 else:
-                    yield f"{indent}for {axis.name}_start in range(0, {self.extent(axis)}, {self.tile(axis)}):"
+                    lo, hi = self.limits(op)
+                    yield f"{indent}for {axis.name}_start in range({lo}, {hi}, {self.tile(axis)}):"
                     yield from self.index_lines(axis, indent + "    ", f"{axis.name}_start")
                 yield from inner
                 continue
@@ -163,6 +175,34 @@ class _Printer:
             if op.dst.name in carried:
                 self.alias[op.dst.name] = carried[op.dst.name]
             yield f"{indent}{self.alias.get(op.dst.name, op.dst.name)} = {self.value(op)}"
+
+    def limits(self, op: ir.For) -> tuple[str, str]:
+        """The first tile's start, a multiple of the tile, and the end of the loop."""
+        lo, hi = "0", self.extent(op.axis)
+        if op.lo is not None:
+            tile = self.tile(op.axis)
+            lo = f"tl.maximum({self.end(op.lo)}, 0) // {tile} * {tile}"
+        if op.hi is not None:
+            hi = f"tl.minimum({self.end(op.hi)}, {hi})"
+        return lo, hi
+
+    def end(self, e: Expr) -> str:
+        """An integer expression of the ends of this program's tiles."""
+        match e:
+            case Const(value=value):
+                return repr(int(value))
+            case Index(name=name):
+                word, index = name.rstrip(")").split("(")
+                axis = self.kernel.axis_of(index)
+                if axis.scalar:
+                    self.used.add(index)
+                    return index
+                start = f"tile_{axis.name} * {self.tile(axis)}"
+                return start if word == "first" else f"({start} + {self.tile(axis)} - 1)"
+            case Call(op=op, args=args):
+                name = {"minimum": "tl.minimum({0}, {1})", "maximum": "tl.maximum({0}, {1})"}.get(op, OPS[op].triton)
+                return name.format(*(self.end(a) for a in args))
+        raise AssertionError(e)
 
     def value(self, op: ir.Operation) -> str:
         match op:
@@ -206,7 +246,9 @@ class _Printer:
             if op.reduction == "sum":
                 text = f"tl.sum({text}, axis={position})"
             else:
-                self.preludes[_COMBINE.format(name=f"{op.reduction}_of", body=OPS[REDUCTIONS[op.reduction].combine].triton.format("a", "b"))] = None
+                self.preludes[
+                    _COMBINE.format(name=f"{op.reduction}_of", body=OPS[REDUCTIONS[op.reduction].combine].triton.format("a", "b"))
+                ] = None
                 text = f"tl.reduce({text}, {position}, {op.reduction}_of)"
         return text
 

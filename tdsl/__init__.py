@@ -8,7 +8,10 @@ Names that need torch are loaded when they are first used, so that the language 
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 from tdsl import errors
@@ -27,9 +30,22 @@ _LAZY = {
 }
 
 
+class _Package(ModuleType):
+    """Keeps `tdsl.function` the function: importing the submodule of that name would put the module in its place."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _LAZY and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         value = getattr(import_module(_LAZY[name]), name)
+    elif find_spec(f"{__name__}.{name}") is not None:  # `from tdsl import check`, before embed.py can be imported
+        value = import_module(f"{__name__}.{name}")
     else:
         embed = import_module("tdsl.embed")
         try:
@@ -40,4 +56,4 @@ def __getattr__(name: str) -> Any:
     return value
 
 
-__all__ = ["Error", "Function", "Program", "Variable", "config", "errors", "function", "parse"]  # noqa: F822
+__all__ = ["Error", "Function", "Program", "Variable", "config", "errors", "function", "parse"]

@@ -22,7 +22,10 @@ _TEXT = re.compile(r"^\s*(\w+)\s*\[([\d\s,]*)\]\s*$")
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The arguments of one call. specs: shape and dtype by name; strides: in elements; values: of integer scalars; device: None if all are numbers."""
+    """The arguments of one call.
+
+    specs: shape and dtype by name. strides: in elements. values: of integer scalars. device: None if all are numbers.
+    """
 
     specs: dict[str, Spec]
     strides: dict[str, tuple[int, ...]]
@@ -33,7 +36,8 @@ class Layout:
 def layout(program: Program, args: Sequence[Any], integers: frozenset[str] = frozenset()) -> Layout:
     """What the compiler needs of some arguments. integers: scalars whose value it needs, since sizes or subscripts depend on them.
 
-    Raises ArgumentError for a wrong number or kind of arguments, DtypeError for an element type that has no kernel, DeviceError for a mix of devices.
+    Raises ArgumentError for a wrong number or kind of arguments, DtypeError for an element type that has no kernel, DeviceError for
+    a mix of devices.
     """
     names = program.inputs
     if len(args) != len(names):
@@ -46,11 +50,16 @@ def layout(program: Program, args: Sequence[Any], integers: frozenset[str] = fro
         if isinstance(arg, torch.Tensor):
             if arg.dtype not in _NAMES:
                 known = ", ".join(DTYPES)
-                raise DtypeError(f"{name} has dtype {str(arg.dtype).removeprefix('torch.')}, which no kernel computes with", help=f"cast it to one of {known}")
+                raise DtypeError(
+                    f"{name} has dtype {str(arg.dtype).removeprefix('torch.')}, which no kernel computes with",
+                    help=f"cast it to one of {known}",
+                )
             if arg.layout != torch.strided:
                 raise ArgumentError(f"{name} has layout {arg.layout}; kernels read strided tensors", help=f"pass {name}.to_dense()")
             if device is not None and arg.device != device and arg.device.type != "meta" and arg.dim():
-                raise DeviceError(f"{name} is on {arg.device}, but another argument is on {device}", help=f"move one of them: {name}.to({str(device)!r})")
+                raise DeviceError(
+                    f"{name} is on {arg.device}, but another argument is on {device}", help=f"move one of them: {name}.to({str(device)!r})"
+                )
             device = arg.device if device is None or arg.dim() else device
             specs[name] = Spec(tuple(arg.shape), _NAMES[arg.dtype])
             strides[name] = tuple(arg.stride())
@@ -63,7 +72,9 @@ def layout(program: Program, args: Sequence[Any], integers: frozenset[str] = fro
         elif isinstance(arg, str):
             specs[name] = parse_spec(name, arg)
         else:
-            raise ArgumentError(f"{name} is a {type(arg).__name__}; an argument is a torch tensor or a Python number", help=f"pass torch.as_tensor({name})")
+            raise ArgumentError(
+                f"{name} is a {type(arg).__name__}; an argument is a torch tensor or a Python number", help=f"pass torch.as_tensor({name})"
+            )
     return Layout(specs, strides, values, device)
 
 
@@ -72,5 +83,8 @@ def parse_spec(name: str, text: str) -> Spec:
     found = _TEXT.match(text)
     dtype = found and (SHORT.get(found[1]) or (found[1] if found[1] in DTYPES else None))
     if found is None or dtype is None:
-        raise ArgumentError(f"{name} is {text!r}, which describes no tensor", help='write a dtype and sizes, as "bf16[8,1024,64]"; dtypes: ' + ", ".join(SHORT))
+        raise ArgumentError(
+            f"{name} is {text!r}, which describes no tensor",
+            help='write a dtype and sizes, as "bf16[8,1024,64]"; dtypes: ' + ", ".join(SHORT),
+        )
     return Spec(tuple(int(n) for n in found[2].replace(" ", "").split(",") if n), dtype)

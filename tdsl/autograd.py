@@ -37,7 +37,7 @@ class Differentiable:
 
     def apply(self, args: Sequence[Any]) -> Outputs:
         """The outputs, recorded in torch's graph."""
-        results = _Node.apply(self, *args)
+        results = _Node.apply(self, *args)  # type: ignore[no-untyped-call]
         return results if isinstance(results, tuple) else (results,)
 
     def halves(self, args: Sequence[Any]) -> Halves:
@@ -54,7 +54,9 @@ class Halves:
     def __init__(self, owner: Differentiable, recomputed: frozenset[str]):
         self.parts = cut(owner.program, owner.wrt, fuses=owner.fuses, recomputed=recomputed)
         self.base = owner.base
-        self.forward = Executor(owner.program, self.base.backend, flat=self.parts.forward, saved=frozenset(self.parts.saved), schedules=self.base.schedules)
+        self.forward = Executor(
+            owner.program, self.base.backend, flat=self.parts.forward, saved=frozenset(self.parts.saved), schedules=self.base.schedules
+        )
         self._backward: dict[tuple[tuple[str, str], ...], Executor] = {}
 
     def backward_for(self, args: Sequence[Any]) -> Executor:
@@ -87,8 +89,13 @@ class _Node(torch.autograd.Function):
         ctx.node = node
         ctx.backward_executor = halves.backward_for(args)
         ctx.shapes = tuple(a.dtype if isinstance(a, torch.Tensor) else None for a in args)
-        inputs = [a if isinstance(a, torch.Tensor) and name in node.needed else None for name, a in zip(node.program.inputs, args, strict=True)]
-        ctx.numbers = tuple(a if not isinstance(a, torch.Tensor) else None if name in node.needed else a.new_empty(()).expand(a.shape) for name, a in zip(node.program.inputs, args, strict=True))
+        inputs = [
+            a if isinstance(a, torch.Tensor) and name in node.needed else None for name, a in zip(node.program.inputs, args, strict=True)
+        ]
+        ctx.numbers = tuple(
+            a if not isinstance(a, torch.Tensor) else None if name in node.needed else a.new_empty(()).expand(a.shape)
+            for name, a in zip(node.program.inputs, args, strict=True)
+        )
         ctx.save_for_backward(*inputs, *kept, *saved)
         ctx.mark_non_differentiable(*(r for r in results if not r.dtype.is_floating_point))
         return results if len(results) > 1 else results[0]

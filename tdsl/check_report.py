@@ -10,6 +10,7 @@ from lowering import tile_ir
 from lowering.compiler import State, Step
 from lowering.cost import Prediction
 from lowering.report import KernelReport
+from tdsl.errors import ArgumentError
 from tdsl.explain import predictions, report_of
 from tdsl.lowered import lowered
 from tdsl.page import Page, Section, Table, quantity
@@ -105,8 +106,11 @@ def check(function: Function, args: Sequence[Any], target: str | None = None, gr
     and of the backward `<name>_bwd_0`, .. Raises CompileError for a kernel that does not compile, ArgumentError for a target that has
     no machine code, MissingPackage without Triton.
     """
-    target = target or function.target_for(args)
-    target = "cuda:90" if target == "cpu" else target
+    if target is None:
+        own = function.target_for(args)
+        target = "cuda:90" if own == "cpu" else own
+    elif target == "cpu":
+        raise ArgumentError("a CPU runs torch code, which has no machine code to check", help='name a GPU: target="cuda:90", say')
     parts = lowered(function, args, target, gradient=gradient)
     found = [
         _kernel(step, report_of(step, part.state), p, part.state)

@@ -1,4 +1,4 @@
-"""Settings. Each is `TDSL_<NAME>` in the environment, then an attribute of `tdsl.config`, then a keyword where one is taken; the nearer wins."""
+"""Settings: `TDSL_<NAME>` in the environment, then an attribute of `tdsl.config`, then a keyword where one is taken; the nearer wins."""
 
 from __future__ import annotations
 

@@ -45,7 +45,10 @@ _LAST_INT64 = 2**63 - 1
 
 
 def expand(program: Program) -> Program:
-    """`program` without Reduce and Softmax nodes outside of ordered loops. Source of the stable forms: Milakov and Gimelshein, arXiv:1805.02867."""
+    """`program` without Reduce and Softmax nodes outside of ordered loops.
+
+    Source of the stable forms: Milakov and Gimelshein, arXiv:1805.02867.
+    """
     taken = {*program.inputs, *(s.target.tensor for s in statements(program.body))}
     body: list[Statement | Loop] = []
     for node in program.body:
@@ -202,7 +205,13 @@ class _Lifter:
         total = self.define("sum", tuple(i for i in self.free(exp) if i not in indices), "+=", exp, indices)
         result: Expr = Call("add", (Call("log", (total,)), top))
         if init is not None:
-            result = Call("add", (Call("maximum", (result, init)), Call("log1p", (Call("exp", (Call("neg", (Call("abs", (Call("sub", (result, init)),)),)),)),))))
+            result = Call(
+                "add",
+                (
+                    Call("maximum", (result, init)),
+                    Call("log1p", (Call("exp", (Call("neg", (Call("abs", (Call("sub", (result, init)),)),)),)),)),
+                ),
+            )
         return result
 
     def _arg(self, node: Reduce, indices: tuple[str, ...], body: Expr, init: Expr | None) -> Expr:

@@ -93,7 +93,7 @@ def _explained(part: Lowered) -> Part:
     if state.target.backend != "cpu":
         try:
             reports = tuple(report_of(step, state) for step in state.steps)
-        except errors.MissingPackage as error:
+        except (errors.MissingPackage, errors.CompileError) as error:
             missing = str(error)
     return Part(part, predictions(state), reports, missing)
 
@@ -118,7 +118,7 @@ def _part_sections(part: Part, target: str) -> list[Section]:
     state, plan = part.lowered.state, part.lowered.state.plan
     assert plan is not None
     total = sum(p.seconds for p in part.predictions)
-    count = f"{len(plan.kernels)} kernel{'s' if len(plan.kernels) != 1 else ''}"
+    count = _several(len(plan.kernels), "kernel")
     memory = ", ".join(f"{name} ({quantity(size, 'B')})" for name, size in plan.memory.items())
     summary = f"in memory between kernels: {memory or 'nothing'}"
     found = [
@@ -168,8 +168,19 @@ def schedule_text(step: Step) -> str:
     """How a kernel is cut into tiles: each axis with its tile, warps, stages and grouping."""
     tile = step.tile
     axes = "; ".join(f"{a.role} {' '.join(i for i, _ in a.indices)} in tiles of {a.tile} (of {a.extent})" for a in tile.axes)
-    launch = f"{tile.programs} programs, {tile.num_warps} warps, {tile.num_stages} stages, groups of {tile.group}"
-    return f"{axes or 'no axes'}\n{launch if step.source is not None else f'{tile.programs} blocks'}"
+    if step.source is None:
+        return f"{axes or 'no axes'}\n{_several(tile.programs, 'block')}"
+    launch = (
+        _several(tile.programs, "program"),
+        _several(tile.num_warps, "warp"),
+        _several(tile.num_stages, "stage"),
+        f"groups of {tile.group}",
+    )
+    return f"{axes or 'no axes'}\n{', '.join(launch)}"
+
+
+def _several(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _part_json(part: Part) -> dict[str, Any]:

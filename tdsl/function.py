@@ -68,7 +68,9 @@ class Function:
         names = self._program.inputs
         unknown = [n for n in named if n not in names[len(args) :]]
         if unknown:
-            raise ArgumentError(f"{self._program.name} has no further parameter {', '.join(unknown)}; its parameters are {', '.join(names)}")
+            raise ArgumentError(
+                f"{self._program.name} has no further parameter {', '.join(unknown)}; its parameters are {', '.join(names)}"
+            )
         missing = [n for n in names[len(args) :] if n not in named]
         if missing:
             raise ArgumentError(f"{self._program.name} lacks the argument {', '.join(missing)}")

@@ -19,7 +19,11 @@ def run_checks(checks: Sequence[Check], tensors: Mapping[str, Any], shapes: Mapp
     for check in checks:
         names = [name for name, _, _ in check.ranges]
         if any(not isinstance(b, int) for _, lo, hi in check.ranges for b in (lo, hi)):
-            raise Unsupported("ranges that depend on tensor values cannot be compiled yet (lowering)", span=check.access.span, help='run it with backend="reference"')
+            raise Unsupported(
+                "ranges that depend on tensor values cannot be compiled yet (lowering)",
+                span=check.access.span,
+                help='run it with backend="reference"',
+            )
         if any(a.tensor not in tensors for a in _inside(check.access)):
             continue  # a subscript that the program itself computes: the kernel that reads it runs later
         grid = {name: _axis(n, lo, hi, len(names)) for n, (name, lo, hi) in enumerate(check.ranges)}
@@ -42,14 +46,17 @@ def _bounds(check: Check, grid: Mapping[str, torch.Tensor], tensors: Mapping[str
     size = shapes[check.access.tensor][check.dimension]
     low, high = int(values.min()), int(values.max())
     if low < 0 or high >= size:
+        where = f"subscript {print_expr(subscript)} of {check.access.tensor} (dimension {check.dimension})"
         raise BoundsError(
-            f"subscript {print_expr(subscript)} of {check.access.tensor} (dimension {check.dimension}) is {low if low < 0 else high}; the size there is {size}",
+            f"{where} is {low if low < 0 else high}; the size there is {size}",
             span=check.access.span,
             help="indices count from 0; pad(..) reads zero outside, clamp(..) the nearest element",
         )
 
 
-def _injective(check: Check, grid: Mapping[str, torch.Tensor], tensors: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], sizes: list[int]) -> None:
+def _injective(
+    check: Check, grid: Mapping[str, torch.Tensor], tensors: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], sizes: list[int]
+) -> None:
     flat = torch.zeros(sizes, dtype=torch.int64)
     inside = torch.ones(sizes, dtype=torch.bool)
     for d, subscript in enumerate(check.access.subscripts):
@@ -63,7 +70,9 @@ def _injective(check: Check, grid: Mapping[str, torch.Tensor], tensors: Mapping[
     places = flat[inside]
     if places.unique().numel() < places.numel():
         raise NotInjective(
-            f"`=` writes an element of {check.access.tensor} more than once, at {print_expr(check.access)}", span=check.access.span, help="write += to add them up"
+            f"`=` writes an element of {check.access.tensor} more than once, at {print_expr(check.access)}",
+            span=check.access.span,
+            help="write += to add them up",
         )
 
 
@@ -99,7 +108,7 @@ def _value(e: Expr, grid: Mapping[str, torch.Tensor], tensors: Mapping[str, Any]
             values = [_value(a, grid, tensors, shapes) for a in args]
             if not any(isinstance(v, torch.Tensor) for v in values) and op in ("floordiv", "mod"):
                 return values[0] // values[1] if op == "floordiv" else values[0] % values[1]
-            return eval(OPS[op].torch.format(*(f"v[{n}]" for n in range(len(values)))), {"torch": torch, "v": values})  # noqa: S307
+            return eval(OPS[op].torch.format(*(f"v[{n}]" for n in range(len(values)))), {"torch": torch, "v": values})
     from tdsl.ir import Size
 
     if isinstance(e, Size):

@@ -145,8 +145,13 @@ def sign(x):
 _FLOORDIV = """
 @triton.jit
 def floordiv(a, b):
-    q = a // b
-    return tl.where((a % b != 0) & ((a < 0) != (b < 0)), q - 1, q)
+    r = a % b
+    if r.dtype.is_floating():
+        q = (a - r) / b
+        return tl.where(b == 0, a / b, tl.floor(tl.where((r != 0) & ((r < 0) != (b < 0)), q - 1, q) + 0.5))
+    else:
+        q = a // b
+        return tl.where((r != 0) & ((a < 0) != (b < 0)), q - 1, q)
 """
 _MOD = """
 @triton.jit

@@ -34,7 +34,9 @@ class Table:
         rows = [self.head, *self.rows]
         widths = [max(len(row[c]) for row in rows) for c in range(len(self.head))]
         right = self.right
-        lines = ["  ".join(cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(row, widths, right, strict=True)).rstrip() for row in rows]
+        lines = [
+            "  ".join(cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(row, widths, right, strict=True)).rstrip() for row in rows
+        ]
         return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
 
     @property

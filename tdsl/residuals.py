@@ -62,7 +62,9 @@ def cut(program: Program, wrt: Sequence[str], *, fuses: bool, recomputed: frozen
     body = tuple(node for node in whole.body if isinstance(node, Loop) or node.target.tensor not in keep)
     params = tuple(_param(name, first[name]) for name in (*kept, *saved))
     forward = replace(flat, outputs=(*flat.outputs, *(Output(name) for name in saved)))
-    return Cut(drop_dead(forward), drop_dead(replace(whole, name=f"{program.name}_bwd", params=(*whole.params, *params), body=body)), saved, kept)
+    return Cut(
+        drop_dead(forward), drop_dead(replace(whole, name=f"{program.name}_bwd", params=(*whole.params, *params), body=body)), saved, kept
+    )
 
 
 def _worth_saving(s: Statement, fuses: bool) -> bool:

@@ -1,8 +1,8 @@
 """Program -> callable: specialise on the arguments' layout, compile, launch; with the caches.
 
-    torch       the plan as torch code over whole tensors or blocks (CPU)
-    triton      the plan as Triton kernels: compiled on CUDA and HIP, through Triton's interpreter on CPU tensors
-    reference   the loops
+torch       the plan as torch code over whole tensors or blocks (CPU)
+triton      the plan as Triton kernels: compiled on CUDA and HIP, through Triton's interpreter on CPU tensors
+reference   the loops
 """
 
 from __future__ import annotations
@@ -43,7 +43,16 @@ class Executor:
     name with the dtype that promotion takes them for.
     """
 
-    def __init__(self, program: Program, backend: str = "auto", *, saved: frozenset[str] = frozenset(), stored: Mapping[str, str] | None = None, flat: Program | None = None, schedules: dict[str, Schedule] | None = None):
+    def __init__(
+        self,
+        program: Program,
+        backend: str = "auto",
+        *,
+        saved: frozenset[str] = frozenset(),
+        stored: Mapping[str, str] | None = None,
+        flat: Program | None = None,
+        schedules: dict[str, Schedule] | None = None,
+    ):
         if backend not in BACKENDS:
             raise ArgumentError(f"backend {backend!r} is none of {', '.join(BACKENDS)}")
         self.program = program
@@ -136,9 +145,18 @@ class Executor:
         # Versions have dtypes of their own; the last one, an output, has what all writes of its name promote to.
         results = {flat.name: declared[output.name] for flat, output in zip(self.flat.outputs, self.program.outputs, strict=False)}
         return compile_program(
-            self.flat, specs, found.strides, target, found.values, schedules=self.schedules, stored=in_memory, saved=self.saved, results=results, observer=observer,
+            self.flat,
+            specs,
+            found.strides,
+            target,
+            found.values,
+            schedules=self.schedules,
+            stored=in_memory,
+            saved=self.saved,
+            results=results,
+            observer=observer,
             input_precision="tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
-        )  # fmt: skip
+        )
 
     def _specialise(self, args: Sequence[Any]) -> Callable[[Sequence[Any]], Outputs]:
         found = layout(self.program, args, self.integers)
@@ -164,7 +182,9 @@ class Executor:
             device = next((a.device for a in args if isinstance(a, torch.Tensor)), None)
             arrays = {n: _array(a) for n, a in zip(self.program.inputs, args, strict=True)}
             results = reference.run(self.program, arrays)
-            return tuple(torch.as_tensor(results[o]).to(device=device, dtype=TORCH_DTYPES[inferred.dtypes[o]]) for o in self.program.results)
+            return tuple(
+                torch.as_tensor(results[o]).to(device=device, dtype=TORCH_DTYPES[inferred.dtypes[o]]) for o in self.program.results
+            )
 
         return run
 
@@ -195,7 +215,7 @@ def torch_callable(state: State) -> Callable[[Sequence[Any]], Outputs]:
     name = f"<tdsl {state.program.name} torch {abs(hash(state.text)):x}>"
     linecache.cache[name] = (len(state.text), None, state.text.splitlines(keepends=True), name)
     namespace: dict[str, Any] = {}
-    exec(compile(state.text, name, "exec"), namespace)  # noqa: S102
+    exec(compile(state.text, name, "exec"), namespace)
     run = namespace["run"]
 
     def call(args: Sequence[Any]) -> Outputs:
@@ -218,8 +238,10 @@ def triton_callable(state: State, device: torch.device) -> Callable[[Sequence[An
             for step in state.steps:
                 for a in step.allocate:
                     dtype = TORCH_DTYPES[a.dtype]
-                    empty = a.fill is None
-                    memory[a.tensor] = torch.empty(a.shape, dtype=dtype, device=device) if empty else torch.full(a.shape, a.fill, dtype=dtype, device=device)
+                    if a.fill is None:
+                        memory[a.tensor] = torch.empty(a.shape, dtype=dtype, device=device)
+                    else:
+                        memory[a.tensor] = torch.full(a.shape, a.fill, dtype=dtype, device=device)
                 assert step.source is not None
                 values = [_operand(memory[b.tensor], b.number, b.dtype, device) for b in step.tile.buffers]
                 launch(step.source, step.tile.programs, [*values, *step.integers.values()], interpret=interpret)

@@ -6,7 +6,24 @@ import operator
 from collections.abc import Callable
 from dataclasses import replace
 
-from tdsl.ir import Access, Call, Const, Expr, Index, Loop, Program, Statement, reads, rebuild, rebuild_range, statements, substitute, walk
+from tdsl.ir import (
+    Access,
+    Call,
+    Const,
+    Expr,
+    Index,
+    Loop,
+    Program,
+    Size,
+    Statement,
+    expressions,
+    reads,
+    rebuild,
+    rebuild_range,
+    statements,
+    substitute,
+    walk,
+)
 
 
 def simplify(program: Program, *, keep_all: bool = False) -> Program:
@@ -39,9 +56,7 @@ def drop_dead(program: Program) -> Program:
     return replace(program, body=tuple(reversed(kept)))
 
 
-def _sizes(node: Statement | Loop) -> list[Expr]:
-    from tdsl.ir import Size, expressions
-
+def _sizes(node: Statement | Loop) -> list[Size]:
     return [e for expr in expressions(node) for e in walk(expr) if isinstance(e, Size)]
 
 
@@ -61,7 +76,8 @@ def merge_doubles(body: tuple[Statement | Loop, ...]) -> tuple[Statement | Loop,
             merged.append(node)
             times.append(1)
     return tuple(
-        node if n == 1 or isinstance(node, Loop) else replace(node, value=simplify_expr(_times(n, node.value))) for node, n in zip(merged, times, strict=True)
+        node if n == 1 or isinstance(node, Loop) else replace(node, value=simplify_expr(_times(n, node.value)))
+        for node, n in zip(merged, times, strict=True)
     )
 
 
@@ -73,7 +89,12 @@ def _times(n: int, value: Expr) -> Expr:
 
 
 def _alike(a: Statement, b: Statement) -> bool:
-    if a.op != b.op or a.target.tensor != b.target.tensor or len(a.ranges) != len(b.ranges) or a.target.tensor in {r.tensor for r in reads(b)}:
+    if (
+        a.op != b.op
+        or a.target.tensor != b.target.tensor
+        or len(a.ranges) != len(b.ranges)
+        or a.target.tensor in {r.tensor for r in reads(b)}
+    ):
         return False
 
     def key(s: Statement) -> tuple[object, ...]:

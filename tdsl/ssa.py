@@ -10,11 +10,14 @@ copy of it where something reads the older version: several statements that writ
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
 from tdsl.errors import SelfRead, Unsupported
+from tdsl.expand import witness
+from tdsl.extents import Sizes, as_expr, symbolic_ranges
 from tdsl.ir import (
     REDUCTION_OF,
     Access,
@@ -65,6 +68,7 @@ class _Renamer:
         self.sizes = {o.name: o.sizes for o in program.outputs if o.sizes is not None}
         self.out: list[Statement | Loop] = []
         self.fills: dict[str, Statement] = {}
+        self.extents = Sizes(program)
 
     def run(self) -> Program:
         for n, node in enumerate(self.program.body):
@@ -72,6 +76,7 @@ class _Renamer:
                 self._loop(node)
             else:
                 self._statement(node, n)
+            self.extents.note(node)
         outputs = tuple(replace(o, name=self.current[o.name]) for o in self.program.outputs)
         return replace(self.program, body=tuple(self.out), outputs=outputs)
 
@@ -113,6 +118,8 @@ class _Renamer:
             return
         new = self._version(name)
         target = replace(target, tensor=new)
+        if new != name or old is not None:
+            ranges = self._settled(s, ranges, value)
         if old is None or (s.op == "=" and whole):
             if new != name and not whole:
                 self._fill(name, new, s.op)
@@ -130,6 +137,19 @@ class _Renamer:
             self.out.append(copy(old, new, len(target.subscripts), None if self.shapes is None else self.shapes[name]))
             self.out.append(replace(s, ranges=ranges, target=target, value=value))
         self.current[name] = new
+
+    def _settled(self, s: Statement, ranges: tuple[Range, ...], value: Expr) -> tuple[Range, ...]:
+        """Explicit bounds for an index that only the target settled, by its older version or the signature: a version has neither."""
+        if self.shapes is not None or all(r.lo is not None or witness(r.index, value) is not None for r in ranges):
+            return ranges
+        found = symbolic_ranges(s, self.extents)
+        settled = []
+        for r in ranges:
+            if r.lo is None and r.index in found and witness(r.index, value) is None:
+                lo, hi = (self._renamed(as_expr(b)) for b in found[r.index])
+                r = replace(r, lo=lo, hi=hi)
+            settled.append(r)
+        return tuple(settled)
 
     def _rename_last(self, name: str, old: str) -> None:
         """Gives the last version of `name` its own name, where it is updated in place after it got that of an earlier one."""
@@ -150,8 +170,11 @@ class _Renamer:
         if sizes is None or any(size is None for size in sizes):
             return
         indices = tuple(Index(f"n{d}") for d in range(len(sizes)))
+        if self.shapes is not None:
+            sizes = tuple(Const(n) for n in self.shapes[name])
         ranges = tuple(Range(i.name, Const(0), size) for i, size in zip(indices, sizes, strict=True))
         identity = REDUCTIONS[REDUCTION_OF[op]].identity if op in REDUCTION_OF else 0.0
+        identity = int(identity) if math.isfinite(identity) else identity  # an int raises no dtype
         self.fills[new] = Statement(ranges, Access(new, indices), "=", Const(identity))
         self.out.append(self.fills[new])
 
@@ -161,7 +184,9 @@ class _Renamer:
         for name in sorted(written):
             if name in self.current:
                 raise Unsupported(
-                    f"{name} is written before the ordered loop and inside it", span=node.span, help="write the loop's results to a tensor of their own"
+                    f"{name} is written before the ordered loop and inside it",
+                    span=node.span,
+                    help="write the loop's results to a tensor of their own",
                 )
         for s in statements((node,)):
             self.left[s.target.tensor] = 0
@@ -179,7 +204,9 @@ def _rename_loop(node: Loop, to: dict[str, str]) -> Loop:
     body = tuple(
         _rename_loop(child, to)
         if isinstance(child, Loop)
-        else replace(child, ranges=tuple(rebuild_range(r, visit) for r in child.ranges), target=visit(child.target), value=visit(child.value))  # type: ignore[arg-type]
+        else replace(
+            child, ranges=tuple(rebuild_range(r, visit) for r in child.ranges), target=visit(child.target), value=visit(child.value)
+        )  # type: ignore[arg-type]
         for child in node.body
     )
     return replace(node, ranges=tuple(rebuild_range(r, visit) for r in node.ranges), body=body)
@@ -206,5 +233,3 @@ def check_self_read(s: Statement) -> None:
                 span=access.span or s.span,
                 help="write `for ordered i:` for a recurrence over i, or give the result a name of its own",
             )
-
-

@@ -16,6 +16,7 @@ from dataclasses import replace
 
 from tdsl.errors import ArgumentError, Unsupported
 from tdsl.expand import expand, witness
+from tdsl.gather import gather_form
 from tdsl.ir import (
     Access,
     Call,
@@ -50,7 +51,10 @@ def gradient(program: Program, wrt: Sequence[str] | None = None) -> Program:
 
     Raises ArgumentError for a name in `wrt` that is no input, or an integer one; Unsupported inside ordered loops.
     """
-    return drop_dead(reassociate(simplify(_Swapper(program, wrt).run(), keep_all=True)))
+    swapper = _Swapper(program, wrt)
+    whole = swapper.run()
+    gathered = gather_form(whole, {s.target.tensor for s in swapper.out})
+    return drop_dead(reassociate(simplify(gathered, keep_all=True)))
 
 
 def differentiable(program: Program) -> tuple[str, ...]:
@@ -77,7 +81,10 @@ class _Swapper:
                 raise ArgumentError(f"no gradient with respect to {name}: it {what}", help=f"inputs with a gradient: {', '.join(possible)}")
         self.wrt = tuple(name for name in possible if wrt is None or name in wrt)
         if not self.wrt:
-            raise ArgumentError(f"{program.name} has no input that a gradient could be taken of", help="inputs used as a subscript, a bound or a size have none")
+            raise ArgumentError(
+                f"{program.name} has no input that a gradient could be taken of",
+                help="inputs used as a subscript, a bound or a size have none",
+            )
         self.flat = ssa(expand(program))
         self.taken = {*self.flat.inputs, *(s.target.tensor for s in statements(self.flat.body))}
         self.grad: dict[str, str] = {}  # tensor -> name of its cotangent
@@ -93,7 +100,11 @@ class _Swapper:
         for node in reversed(self.flat.body):
             if isinstance(node, Loop):
                 if any(s.target.tensor in self.grad for s in statements((node,))):
-                    raise Unsupported("the gradient of an ordered loop is not built yet (swap rule)", span=node.span, help="write the backward recurrence as a program of its own")
+                    raise Unsupported(
+                        "the gradient of an ordered loop is not built yet (swap rule)",
+                        span=node.span,
+                        help="write the backward recurrence as a program of its own",
+                    )
                 continue
             if node.target.tensor in self.grad:
                 self._swap(node)
@@ -120,12 +131,17 @@ class _Swapper:
         updates = [t for t in self.forward if t.target.tensor == s.target.tensor]
         y: Expr | None = s.target if s.op == "=" and len(updates) == 1 and not s.reduced else None
         if s.op in ("*=", "max=", "min=") and len(updates) > 1:
-            raise Unsupported(f"the gradient of a partial `{s.op}` onto an older version (swap rule)", span=s.span, help="give the result a name of its own and combine it")
+            raise Unsupported(
+                f"the gradient of a partial `{s.op}` onto an older version (swap rule)",
+                span=s.span,
+                help="give the result a name of its own and combine it",
+            )
         seed = self._reduction(s, seed)
         for operand, g in _push(s.value, seed, (), y):
             self._accumulate(s, operand, simplify_expr(g))
         if s.op == "=" and len(updates) > 1 and s is not updates[0]:
-            self.out.append(replace(s, target=replace(s.target, tensor=self.grad[s.target.tensor]), value=ZERO))
+            target = replace(s.target, tensor=self.grad[s.target.tensor])
+            self.out.append(replace(s, ranges=self._ranges(s, target, ZERO), target=target, value=ZERO))
 
     def _reduction(self, s: Statement, seed: Expr) -> Expr:
         """The cotangent of one term of the reduction `s`."""
@@ -156,14 +172,18 @@ class _Swapper:
         name = operand.tensor
         if name in self.flat.inputs and name not in self.wrt:
             return
-        if name not in self.flat.inputs and not any(t.target.tensor == name for t in self.forward) and not any(t.target.tensor == name for t in statements(tuple(self.loops))):
+        if (
+            name not in self.flat.inputs
+            and not any(t.target.tensor == name for t in self.forward)
+            and not any(t.target.tensor == name for t in statements(tuple(self.loops)))
+        ):
             return
         if name not in self.grad:
             self._cotangent(name)
             plain = {i.name for i in operand.subscripts if isinstance(i, Index)}
             explicit = {r.index for r in s.ranges if r.lo is not None}
             if name not in self.flat.inputs and (len(plain) < len(operand.subscripts) or plain & explicit):
-                self._zeros(name, self.grad[name], len(operand.subscripts))
+                self._zeros(name, self.grad[name], len(operand.subscripts), Const(0))  # an int: it raises no dtype
         target = Access(self.grad[name], operand.subscripts)
         self.out.append(Statement(self._ranges(s, target, g), target, "+=", g, s.span))
 
@@ -175,10 +195,10 @@ class _Swapper:
         self.grad[tensor] = name
         return name
 
-    def _zeros(self, tensor: str, grad: str, rank: int) -> None:
+    def _zeros(self, tensor: str, grad: str, rank: int, zero: Const = ZERO) -> None:
         indices = tuple(Index(f"n{d}") for d in range(rank))
         ranges = tuple(Range(i.name, Const(0), Size(tensor, d)) for d, i in enumerate(indices))
-        self.out.append(Statement(ranges, Access(grad, indices), "=", ZERO))
+        self.out.append(Statement(ranges, Access(grad, indices), "=", zero))
 
     def _ranges(self, s: Statement, target: Access, value: Expr) -> tuple[Range, ...]:
         """The loops of `s` for a new statement: explicit where the operand that settled an index is no longer read."""

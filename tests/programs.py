@@ -67,7 +67,9 @@ def arguments(program: Program, case: Case, dtype: torch.dtype = torch.float32, 
     return made
 
 
-def cotangents(program: Program, args: Sequence[Any], results: Sequence[torch.Tensor], seed: int = 0, dtype: torch.dtype | None = None) -> list[Any]:
+def cotangents(
+    program: Program, args: Sequence[Any], results: Sequence[torch.Tensor], seed: int = 0, dtype: torch.dtype | None = None
+) -> list[Any]:
     """The arguments of a gradient program: those of the program, then a random cotangent for each parameter that is left."""
     generator = torch.Generator().manual_seed(7000 + seed)
     floats = [a.dtype for a in args if isinstance(a, torch.Tensor) and a.dtype.is_floating_point]
@@ -152,7 +154,8 @@ def run(program: Program, args: Sequence[Any], backend: str) -> tuple[torch.Tens
     with poisoned_memory():
         results = Executor(program, backend)(args)
     for name, old, new in zip(program.inputs, before, args, strict=True):
-        assert not isinstance(old, torch.Tensor) or torch.equal(old.nan_to_num(), new.nan_to_num()), f"{backend} changed its argument {name}"
+        same = not isinstance(old, torch.Tensor) or torch.equal(old.nan_to_num(), new.nan_to_num())
+        assert same, f"{backend} changed its argument {name}"
     return results
 
 
