@@ -23,7 +23,7 @@ import math
 import operator
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from statistics import fmean
@@ -218,7 +218,7 @@ def _executed(kernel: ir.Kernel, body: tuple[ir.Operation, ...], times: float) -
 
 # Tiles of each grid axis that the mean over the grid is taken of.
 _SAMPLES = 32
-_EVALUATE = {
+_EVALUATE: Mapping[str, Callable[..., int]] = {
     "add": operator.add, "sub": operator.sub, "mul": operator.mul, "floordiv": operator.floordiv, "mod": operator.mod,
     "neg": operator.neg, "minimum": min, "maximum": max,
 }  # fmt: skip

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
+from lowering.indirect import direct
 from tdsl.errors import Unsupported
 from tdsl.ir import (
     Access,
@@ -49,6 +50,7 @@ def normalize(program: Program, dtypes: Mapping[str, str], *, fuses: bool, progr
     Raises Unsupported for ordered and ragged loops.
     """
     body = tuple(integer_sum(unused_range(from_zero(s)), dtypes) for s in checked(program))
+    body = tuple(statements(direct(replace(program, body=body)).body))
     program = replace(program, body=tuple(part for s in body for part in contraction_order(s, body)))
     program = drop_dead(inline(program, fuses=fuses))
     return split_reductions(program, programs) if programs else (program, frozenset())

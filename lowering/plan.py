@@ -24,6 +24,10 @@ from tdsl.simplify import factors
 RESIDENT_ROW = 16384
 # Elements per row of the accumulators that a streaming kernel keeps whole: a 64 x 256 float32 tile is half of the registers of 8 warps.
 WHOLE_TILE = 256
+# How many times the time of moving an intermediate its repeated making may take, if it would dominate memory.
+MEMORY_WORTH = 16
+# How often a kernel may make its scores again because its accumulators are cut.
+MOST_REPEATS = 16
 # Bytes of an intermediate that whole-tensor execution would rather not hold.
 CPU_MEMORY = 1 << 28
 # How many contractions may share one kernel without streaming: each keeps an accumulator tile.
@@ -68,7 +72,7 @@ class KernelPlan:
     """One kernel: its statements in order, on one set of index names.
 
     grid: indices that run in parallel, each element computed by one program. stream: inner indices that all reductions over
-    them walk together; whole: inner indices held in one tile. stores: the targets that go to memory.
+    them walk together; whole: inner indices held in one tile; repeat: grid indices whose tiles each compute the rest again. stores: the targets that go to memory.
     reads, writes: tensors in memory. flops: floating-point operations. bytes: each tensor read and written once.
     """
 
@@ -83,6 +87,7 @@ class KernelPlan:
     extents: Mapping[str, int] = field(default_factory=dict)
     stream: tuple[str, ...] = ()
     whole: tuple[str, ...] = ()
+    repeat: tuple[str, ...] = ()
 
     @property
     def notation(self) -> str:
@@ -149,11 +154,13 @@ def recompute(
     body: Sequence[Statement], kept: set[str], shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str], target: Target
 ) -> frozenset[str]:
     """Intermediates that each consumer makes again rather than reads: larger than all that they are made of, and cheaper to
-    make than to write and read.
+    make than to write and read. What is larger than everything that is in memory anyway may cost MEMORY_WORTH times more.
 
     On a CPU, where every operation of torch is a pass over memory anyway, only those that do not fit into CPU_MEMORY.
     """
     definitions = {s.target.tensor: s for s in body}
+    outside = {a.tensor for s in body for a in reads(s) if a.tensor not in definitions} | kept
+    compulsory = sum(math.prod(shapes[t]) * DTYPES[dtypes[t]].bits // 8 for t in outside)
     uses = {t: sum(any(a.tensor == t for a in reads(s)) for s in body) for t in definitions}
     found: set[str] = set()
     for s in body:
@@ -173,7 +180,7 @@ def recompute(
             kind = "float16"
         making = statement_flops(s) / (target.flops[kind] * target.sustained_flops)
         moving = size * (1 + uses[name]) / (target.bandwidth * target.sustained_bandwidth)
-        if making * uses[name] < moving:
+        if making * uses[name] < moving * (MEMORY_WORTH if size > compulsory else 1):
             found.add(name)
     return frozenset(found)
 
@@ -197,20 +204,30 @@ def _form(body: Sequence[Statement], recomputed: frozenset[str]) -> tuple[list[l
         if s.target.tensor in recomputed:
             continue
         part = [s]
-        while (missing := next((a for t in part for a in reads(t) if a.tensor in recomputed and a.tensor not in {u.target.tensor for u in part}), None)) is not None:
-            pulled = _pull(definitions[missing.tensor], part)
-            if pulled is None:
-                return [], missing.tensor
-            part = pulled
-        if len(part) > 1 and kernel_shape(part) is None:
-            return [], part[-2].target.tensor
+        for merge in (True, False):
+            part, failed = _closure(s, definitions, merge)
+            if failed is None and len(part) > 1 and kernel_shape(part) is None:
+                failed = part[-2].target.tensor
+            if failed is None:
+                break
+        if failed is not None:
+            return [], failed
         parts.append(part)
     return parts, None
 
 
-def _pull(producer: Statement, part: list[Statement]) -> list[Statement] | None:
-    to = _unify([producer], part, {producer.target.tensor})
-    return None if to is None else [rename(producer, to), *part]
+def _closure(s: Statement, definitions: Mapping[str, Statement], merge: bool) -> tuple[list[Statement], str | None]:
+    """A statement after all that it recomputes; or what cannot be. merge: whether sums may share the names of other indices."""
+    part = [s]
+    while True:
+        have = {t.target.tensor for t in part}
+        missing = next((a.tensor for t in part for a in reads(t) if a.tensor in definitions and a.tensor not in have), None)
+        if missing is None:
+            return part, None
+        to = _unify([definitions[missing]], part, {missing}, merge)
+        if to is None:
+            return part, missing
+        part = [rename(definitions[missing], to), *part]
 
 
 def _kept(program: Program, body: list[Statement]) -> set[str]:
@@ -304,7 +321,7 @@ def join(producer: list[Statement], consumer: list[Statement], kept: set[str], r
     return joined if kernel_shape(joined) is not None else None
 
 
-def _unify(producer: list[Statement], consumer: list[Statement], written: set[str]) -> dict[str, str] | None:
+def _unify(producer: list[Statement], consumer: list[Statement], written: set[str], merge: bool = True) -> dict[str, str] | None:
     """The producer's indices -> the consumer's, so that the elements handed over are the same."""
     targets = {s.target.tensor: s.target for s in producer}
     to: dict[str, str] = {}
@@ -333,7 +350,8 @@ def _unify(producer: list[Statement], consumer: list[Statement], written: set[st
         return None  # the consumer reads a part of it
     taken = {*theirs_size, *to.values()}
     for index in (i for i in mine_size if i not in to):
-        to[index] = _same_walk(index, mine_size[index], producer, consumer, to, theirs_size) or fresh_name(index, taken)
+        same = _same_walk(index, mine_size[index], producer, consumer, to, theirs_size) if merge else None
+        to[index] = same or fresh_name(index, taken)
         taken.add(to[index])
     return to
 
@@ -367,11 +385,13 @@ def grid_of(part: Sequence[Statement]) -> tuple[str, ...]:
 @dataclass(frozen=True, slots=True)
 class KernelShape:
     """How a kernel walks its indices: `grid` in parallel, `stream` by a loop that all of its reductions over them share,
-    `whole` in one tile. Other inner indices belong to single reductions."""
+    `whole` in one tile. Other inner indices belong to single reductions. repeat: grid indices that not every statement has,
+    so that each of their tiles computes the others again."""
 
     grid: tuple[str, ...]
     stream: tuple[str, ...] = ()
     whole: tuple[str, ...] = ()
+    repeat: tuple[str, ...] = ()
 
 
 def kernel_shape(part: Sequence[Statement]) -> KernelShape | None:
@@ -391,12 +411,24 @@ def kernel_shape(part: Sequence[Statement]) -> KernelShape | None:
     linking = {i for i in size if i in free and any(i in s.reduced for s in part)}
     candidates = {tuple(i for i in s.indices if i in s.reduced and i in linking) for s in part} - {()}
     for stream in sorted(candidates, key=lambda c: (-math.prod(size[i] for i in c), c)):
+        if not _streams(part, set(stream)):
+            continue
         whole = tuple(i for i in size if i in free and i not in stream)
-        held = [math.prod(_padded(size[i]) for i in whole if i in free_indices(s.target)) for s in part]
-        sums = sum(n for n, s in zip(held, part, strict=True) if set(stream) & set(s.reduced))
-        if max(max(held), sums) <= WHOLE_TILE and _streams(part, set(stream)):
+        if _accumulators(part, stream, whole, size) <= WHOLE_TILE:
             return KernelShape(grid, stream, whole)
+        # Accumulators that are too wide are cut; each cut makes the rest again.
+        results = [s for s in part if not set(stream) & set(free_indices(s.target))]
+        cut = tuple(i for i in whole if all(i in free_indices(s.target) for s in results) and not any(i in s.reduced for s in part))
+        rest = tuple(i for i in whole if i not in cut)
+        if len(cut) == 1 and -(-size[cut[0]] // WHOLE_TILE) <= MOST_REPEATS and _accumulators(part, stream, rest, size) <= WHOLE_TILE:
+            return KernelShape((*grid, *cut), stream, rest, cut)
     return None
+
+
+def _accumulators(part: Sequence[Statement], stream: tuple[str, ...], whole: tuple[str, ...], size: Mapping[str, int]) -> int:
+    """Elements per row of what a streaming kernel keeps in registers."""
+    held = [math.prod(_padded(size[i]) for i in whole if i in free_indices(s.target)) for s in part]
+    return max(max(held), sum(n for n, s in zip(held, part, strict=True) if set(stream) & set(s.reduced)))
 
 
 def _streams(part: Sequence[Statement], stream: set[str]) -> bool:
@@ -422,10 +454,11 @@ def _finish(name: str, part: list[Statement], needed: set[str], shapes: Mapping[
     stores = tuple(dict.fromkeys(t for t in updates if t in needed))
     read = tuple(dict.fromkeys(a.tensor for s in part for a in reads(s) if a.tensor not in local))
     size = {i: n for s in part for i, n in extents(s).items()}
-    flops = sum(statement_flops(s) for s in part)
-    moved = sum(math.prod(shapes[t]) * DTYPES[dtypes[t]].bits // 8 for t in (*read, *stores))
     shape = kernel_shape(part) or KernelShape(grid_of(part))
-    return KernelPlan(name, tuple(part), shape.grid, stores, read, stores, flops, moved, size, shape.stream, shape.whole)
+    times = math.prod(-(-size[i] // WHOLE_TILE) for i in shape.repeat)
+    flops = sum(statement_flops(s) * (1 if set(shape.repeat) <= set(s.indices) else times) for s in part)
+    moved = sum(math.prod(shapes[t]) * DTYPES[dtypes[t]].bits // 8 for t in (*read, *stores))
+    return KernelPlan(name, tuple(part), shape.grid, stores, read, stores, flops, moved, size, shape.stream, shape.whole, shape.repeat)
 
 
 def statement_flops(s: Statement) -> int:

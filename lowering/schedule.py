@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lowering.plan import Contraction, KernelPlan, accesses, contraction
+from lowering.plan import WHOLE_TILE, Contraction, KernelPlan, accesses, contraction
 from lowering.targets import Target
 from tdsl.ir import Index, free_indices
 from tdsl.ops import DTYPES
@@ -130,11 +130,13 @@ def _streamed(kernel: KernelPlan, dtypes: Mapping[str, str], target: Target) -> 
     """The largest tiles whose accumulators and scores fit into the registers, halved in rows while the chip is not filled."""
     size = kernel.extents
     found = [c for c in (contraction(s) for s in kernel.statements) if c is not None]
-    rows = tuple(i for i in kernel.grid if any(i in c.m or i in c.n for c in found)) or kernel.grid[-1:]
-    batch = tuple(i for i in kernel.grid if i not in rows)
+    grid = tuple(i for i in kernel.grid if i not in kernel.repeat)
+    rows = tuple(i for i in grid if any(i in c.m or i in c.n for c in found)) or grid[-1:]
+    batch = tuple(i for i in grid if i not in rows)
     height, length = (math.prod(size[i] for i in group) for group in (rows, kernel.stream))
     programs = math.prod(size[i] for i in batch)
     whole = {i: power_of_two(size[i]) for i in kernel.whole}
+    whole.update({i: min(WHOLE_TILE, power_of_two(size[i])) for i in kernel.repeat})
     along = set(kernel.stream)
     chosen = _STREAM_TILES[-1]
     for tile_m, tile_n, warps in _STREAM_TILES:
@@ -148,7 +150,7 @@ def _streamed(kernel: KernelPlan, dtypes: Mapping[str, str], target: Target) -> 
         break
     tile_m, tile_n, warps = chosen
     dots = {i for c in found if _dots(c, size) for i in (*c.m, *c.n, *c.k)}
-    axes = [((i,), 1) for i in batch] + [(rows, tile_m), (kernel.stream, tile_n)]
+    axes = [((i,), 1) for i in batch] + [(rows, tile_m), *(((i,), whole[i]) for i in kernel.repeat), (kernel.stream, tile_n)]
     axes += [((i,), max(DOT_MIN if i in dots else 1, whole[i])) for i in kernel.whole]
     # Contractions first: an index that one of them sums is a tile for all.
     for s in sorted(kernel.statements, key=lambda s: contraction(s) is None):

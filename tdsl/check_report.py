@@ -7,12 +7,12 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from lowering import tile_ir
-from lowering.compiler import State, Step
+from lowering.compiler import Step
 from lowering.cost import Prediction
 from lowering.report import KernelReport
 from tdsl.errors import ArgumentError
 from tdsl.explain import predictions, report_of
-from tdsl.lowered import lowered
+from tdsl.lowered import Lowered, lowered
 from tdsl.page import Page, Section, Table, quantity
 
 if TYPE_CHECKING:
@@ -102,9 +102,9 @@ def _widths(found: Widths) -> str:
 def check(function: Function, args: Sequence[Any], target: str | None = None, gradient: bool = False) -> Report:
     """Compiles every kernel of `function` for a GPU target (default: the arguments' device, else "cuda:90") and reads its machine code.
 
-    args: as `Function.lower` takes them. gradient: the kernels of training too, those of a forward that saves called `<name>_fwd_0`, ..
-    and of the backward `<name>_bwd_0`, .. Raises CompileError for a kernel that does not compile, ArgumentError for a target that has
-    no machine code, MissingPackage without Triton.
+    args: as `Function.lower` takes them. gradient: the kernels of training too: those of the forward that saves, called
+    `<name>_0 (saves ..)`, and of the backward, `<name>_bwd_0`, .. Raises CompileError for a kernel that does not compile,
+    ArgumentError for a target that has no machine code, MissingPackage without Triton.
     """
     if target is None:
         own = function.target_for(args)
@@ -113,19 +113,19 @@ def check(function: Function, args: Sequence[Any], target: str | None = None, gr
         raise ArgumentError("a CPU runs torch code, which has no machine code to check", help='name a GPU: target="cuda:90", say')
     parts = lowered(function, args, target, gradient=gradient)
     found = [
-        _kernel(step, report_of(step, part.state), p, part.state)
+        _kernel(step, report_of(step, part.state), p, part)
         for part in parts
         for step, p in zip(part.state.steps, predictions(part.state), strict=True)
     ]
     return Report(target, tuple(found))
 
 
-def _kernel(step: Step, machine: KernelReport, p: Prediction, state: State) -> KernelCheck:
+def _kernel(step: Step, machine: KernelReport, p: Prediction, part: Lowered) -> KernelCheck:
     faults = machine.faults
     if machine.tensor_core is None and any(_on_tensor_cores(op) for op in tile_ir.operations(step.tile.body)):
-        faults = (*faults, f"a product of 16-bit operands does not reach the tensor cores of {state.target.chip}")
+        faults = (*faults, f"a product of 16-bit operands does not reach the tensor cores of {part.state.target.chip}")
     return KernelCheck(
-        name=machine.name,
+        name=f"{machine.name} (saves {', '.join(part.saves)})" if part.saves else machine.name,
         registers=machine.registers,
         stack=machine.stack,
         spills=machine.spills,

@@ -53,7 +53,26 @@ _INTEGER = frozenset({"add", "sub", "mul", "neg", "floordiv", "mod"})
 _COMPARISONS = frozenset({"eq", "ne", "lt", "le", "gt", "ge"})
 # Functions that are finite at zero: a factor made of them leaves a product with a zero in it zero.
 _FINITE = frozenset(
-    {"add", "sub", "mul", "neg", "maximum", "minimum", "abs", "exp", "exp2", "expm1", "sin", "cos", "tanh", "sigmoid", "relu", "silu", "gelu", "erf"}
+    {
+        "add",
+        "sub",
+        "mul",
+        "neg",
+        "maximum",
+        "minimum",
+        "abs",
+        "exp",
+        "exp2",
+        "expm1",
+        "sin",
+        "cos",
+        "tanh",
+        "sigmoid",
+        "relu",
+        "silu",
+        "gelu",
+        "erf",
+    }
 )
 ZERO = Const(0)
 
@@ -92,14 +111,18 @@ def _in_loop(loop: Loop, sizes: Sizes, outer: Ranges, fixed: frozenset[str], tak
     return replace(loop, body=tuple(body))
 
 
-def gathered(s: Statement, sizes: Sizes, taken: set[str], outer: Ranges | None = None, fixed: frozenset[str] = frozenset()) -> list[Statement]:
+def gathered(
+    s: Statement, sizes: Sizes, taken: set[str], outer: Ranges | None = None, fixed: frozenset[str] = frozenset()
+) -> list[Statement]:
     """The statements that do the work of `s` with plain subscripts, or `s` itself where no rule applies.
 
     fixed: indices of ordered loops around it. taken: names of tensors; those of new ones are added.
     """
     if s.op != "+=" or s.target.tensor not in sizes.shapes or any(isinstance(e, Reduce | Softmax) for e in walk(s.value)):
         return [s]
-    if any(isinstance(a, Access) and a.subscripts for e in s.target.subscripts for a in walk(e)) or any(isinstance(e, Clamp) for e in s.target.subscripts):
+    if any(isinstance(a, Access) and a.subscripts for e in s.target.subscripts for a in walk(e)) or any(
+        isinstance(e, Clamp) for e in s.target.subscripts
+    ):
         return [s]
     if any(a.tensor == s.target.tensor for a in reads(s)):
         return [s]
@@ -135,7 +158,12 @@ class _Change:
         self.ranges = ranges  # of those in use now
         self.tensors = taken
         self.fixed = fixed
-        self.names = {e.name for top in expressions(s) for e in walk(top) if isinstance(e, Index)} | {*s.indices, *fixed, *taken, *sizes.names}
+        self.names = {e.name for top in expressions(s) for e in walk(top) if isinstance(e, Index)} | {
+            *s.indices,
+            *fixed,
+            *taken,
+            *sizes.names,
+        }
         self.steps: list[_Step] = []
         self.equations: list[tuple[Affine, Affine]] = []  # of the target: form = u
         self.conditions: list[Expr] = []
@@ -181,7 +209,7 @@ class _Change:
         gone = {step.index for step in self.steps}
         if masks and any(i not in self.kept | gone for i in s.indices):
             return self._reduced_first(masks)
-        return [self._statement(tuple(target), masks, remaining)]
+        return [self._statement(tuple(target), remaining)]
 
     # -- what may be eliminated ---------------------------------------------------------------------------------------
 
@@ -410,7 +438,7 @@ class _Change:
         value = self.rewritten(linear(step.value))
         return self._nonnegative(value - lo) and self._nonnegative((hi - value).shift(-1))
 
-    def _statement(self, target: tuple[Expr, ...], masks: list[tuple[int, str, Affine]], guarded: tuple[list[Expr], Expr]) -> Statement:
+    def _statement(self, target: tuple[Expr, ...], guarded: tuple[list[Expr], Expr]) -> Statement:
         guards, body = guarded
         value = self._value(body)
         terms = [*self.conditions, *(self._value(g) for g in guards)]
@@ -418,7 +446,7 @@ class _Change:
         conditions += [c for step in self.steps for c in self._in_range(step, value)]
         if conditions:
             value = Call("where", (conjunction(conditions), value, ZERO))
-        ranges = self._ranges([name for _, name, _ in masks], value, Access(self.s.target.tensor, target))
+        ranges = self._ranges(value, Access(self.s.target.tensor, target))
         return replace(self.s, ranges=ranges, target=replace(self.s.target, subscripts=target), value=value)
 
     def _in_range(self, step: _Step, value: Expr) -> Iterator[Expr]:
@@ -427,7 +455,12 @@ class _Change:
             return
         lo, hi = (self.rewritten(linear(as_expr(b))) for b in step.range)
         num, whole = self.rewritten(step.num), self.rewritten(linear(step.value))
-        zero = [(linear(p.value), self.sizes.linear(Size(a.tensor, d))) for a in vanishing(value) for d, p in enumerate(a.subscripts) if isinstance(p, Pad)]
+        zero = [
+            (linear(p.value), self.sizes.linear(Size(a.tensor, d)))
+            for a in vanishing(value)
+            for d, p in enumerate(a.subscripts)
+            if isinstance(p, Pad)
+        ]
         if not any(self._nonnegative(whole - lo - form) for form, _ in zero):  # below lo, the subscript is below 0
             condition = self._at_least(num - lo.scale(step.by))
             if condition is not None:
@@ -437,7 +470,7 @@ class _Change:
             if condition is not None:
                 yield condition
 
-    def _ranges(self, masked: list[str], value: Expr, target: Access) -> tuple[Range, ...]:
+    def _ranges(self, value: Expr, target: Access) -> tuple[Range, ...]:
         """The loops: a new index where the one stood that it replaces, those of conditions after the target's, further ones last."""
         gone = {step.index for step in self.steps}
         result: list[Range] = []
@@ -452,7 +485,8 @@ class _Change:
                 same = size is not None and lo == 0 and self.sizes.linear(size) == linear(as_expr(hi))
                 result.append(r if same else replace(r, lo=as_expr(lo), hi=as_expr(hi)))
         last = max((n for n, r in enumerate(result) if r.index in free_indices(target)), default=-1)
-        result[last + 1 : last + 1] = [Range(name) for name in masked]
+        placed = {r.index for r in result} | self.fixed
+        result[last + 1 : last + 1] = [Range(i) for i in free_indices(target) if i not in placed]
         return (*result, *(r for r in self.added if r.index not in gone))
 
     def _reduced_first(self, masks: Sequence[tuple[int, str, Affine]]) -> list[Statement] | None:
@@ -511,7 +545,9 @@ def _replaced(form: Affine, whole: Affine, rhs: Affine) -> Affine:
 
 def shown(form: Affine) -> Expr:
     """A form as IR, with what stands beside a quotient inside it: (u+r+1)//2 - r --> (u-r+1)//2."""
-    quotients = [(atom, c) for atom, c in form.terms if isinstance(atom, Call) and atom.op == "floordiv" and isinstance(atom.args[1], Const)]
+    quotients = [
+        (atom, c) for atom, c in form.terms if isinstance(atom, Call) and atom.op == "floordiv" and isinstance(atom.args[1], Const)
+    ]
     if len(quotients) != 1 or quotients[0][1] != 1:
         return form.expr()
     atom = quotients[0][0]
@@ -578,7 +614,11 @@ def _finite(e: Expr) -> bool:
     """Whether an expression is finite where the padded reads in it are zero."""
     if isinstance(e, Call):
         padded = any(isinstance(s, Pad) for a in walk(e) if isinstance(a, Access) for s in a.subscripts)
-        allowed = e.op in _FINITE or e.op in ("where", "float16", "bfloat16", "float32", "float64") or (e.op == "div" and isinstance(e.args[1], Const | Size))
+        allowed = (
+            e.op in _FINITE
+            or e.op in ("where", "float16", "bfloat16", "float32", "float64")
+            or (e.op == "div" and isinstance(e.args[1], Const | Size))
+        )
         power = e.op == "pow" and isinstance(e.args[1], Const) and e.args[1].value > 0
         return not padded or ((allowed or power) and all(_finite(a) for a in (e.args[1:] if e.op == "where" else e.args)))
     return True
@@ -594,11 +634,21 @@ def _without_fills(body: tuple[Statement | Loop, ...], sizes: Sizes) -> tuple[St
     position = 0
     while position < len(out):
         node = out[position]
-        following = next((n for n in range(position + 1, len(out)) if touches(out[n], node)), None) if isinstance(node, Statement) and is_fill(node) else None
+        following = (
+            next((n for n in range(position + 1, len(out)) if touches(out[n], node)), None)
+            if isinstance(node, Statement) and is_fill(node)
+            else None
+        )
         if following is not None:
             later = out[following]
             alike = isinstance(later, Statement) and later.target.tensor == node.target.tensor  # type: ignore[union-attr]
-            if alike and isinstance(later, Statement) and later.op == "+=" and covers_whole(later, sizes) and not any(a.tensor == later.target.tensor for a in reads(later)):
+            if (
+                alike
+                and isinstance(later, Statement)
+                and later.op == "+="
+                and covers_whole(later, sizes)
+                and not any(a.tensor == later.target.tensor for a in reads(later))
+            ):
                 out[following] = sized(later, sizes)
                 out.pop(position)
                 continue
@@ -635,5 +685,8 @@ def sized(s: Statement, sizes: Sizes) -> Statement:
     shape = dict(zip((e.name for e in s.target.subscripts if isinstance(e, Index)), sizes.shapes[s.target.tensor], strict=False))
     return replace(
         s,
-        ranges=tuple(r if r.lo is not None or r.index not in shape or witness(r.index, s.value) else replace(r, lo=ZERO, hi=shape[r.index]) for r in s.ranges),
+        ranges=tuple(
+            r if r.lo is not None or r.index not in shape or witness(r.index, s.value) else replace(r, lo=ZERO, hi=shape[r.index])
+            for r in s.ranges
+        ),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lowering.compiler import State
@@ -24,12 +24,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Lowered:
-    """title: what it is. flat: the program that is compiled. state: what the compiler finds. seconds: (stage, time) in order."""
+    """role: "forward" or "backward". saves: what a forward hands to the backward. flat: the program that is compiled. state: what the
+    compiler finds. seconds: (stage, time) in order."""
 
-    title: str
+    role: str
+    saves: tuple[str, ...]
     flat: Program
     state: State
     seconds: tuple[tuple[str, float], ...]
+
+    @property
+    def title(self) -> str:
+        """What it is."""
+        return f"{self.role} that saves {', '.join(self.saves)}" if self.saves else self.role
 
 
 def lowered(function: Function, args: Sequence[Any], target: str | None, *, gradient: bool = False) -> tuple[Lowered, ...]:
@@ -48,26 +55,26 @@ def lowered(function: Function, args: Sequence[Any], target: str | None, *, grad
     wrt = tuple(n for n in program.inputs if n in possible and not found.specs[n].weak and DTYPES[found.specs[n].dtype].kind == "float")
     if not wrt:
         raise ArgumentError(f"{program.name} has no float tensor among its arguments, so it has no gradient")
-    parts = cut(program, wrt, fuses=target != "cpu")
+    assert forward.state.plan is not None
+    parts = cut(program, wrt, fuses=target != "cpu", recomputed=forward.state.plan.recomputed)
     saving = forward
     if parts.saved:
-        flat = replace(parts.forward, name=f"{program.name}_fwd")
-        trainer = Executor(program, function.backend, flat=flat, saved=frozenset(parts.saved))
-        saving = _lower(f"forward that saves {', '.join(parts.saved)}", trainer, found, target)
+        trainer = Executor(program, function.backend, flat=parts.forward, saved=frozenset(parts.saved), schedules=executor.schedules)
+        saving = _lower("forward", trainer, found, target, parts.saved)
     specs, logical = backward_specs(saving.state, parts.forward, parts.backward, found, parts.saved)
     strides = {n: found.strides[n] for n in program.inputs if n in found.strides}
-    backward = Executor(parts.backward, function.backend, stored=logical)
+    backward = Executor(parts.backward, function.backend, stored=logical, schedules=executor.schedules)
     last = _lower("backward", backward, Layout(specs, strides, found.values, found.device), target)
     return (forward, *((saving,) if saving is not forward else ()), last)
 
 
-def _lower(title: str, executor: Executor, found: Layout, target: str) -> Lowered:
+def _lower(role: str, executor: Executor, found: Layout, target: str, saves: tuple[str, ...] = ()) -> Lowered:
     seconds: list[tuple[str, float]] = []
     started = time.perf_counter()
     flat = executor.flat
     seconds.append(("flatten", time.perf_counter() - started))
     state = executor.lower(found, target, lambda stage, before, after, spent: seconds.append((stage, spent)))
-    return Lowered(title, flat, state, tuple(seconds))
+    return Lowered(role, saves, flat, state, tuple(seconds))
 
 
 def backward_specs(

@@ -201,15 +201,15 @@ def _rename_loop(node: Loop, to: dict[str, str]) -> Loop:
     def visit(e: Expr) -> Expr:
         return rename_tensors(e, to)
 
-    body = tuple(
-        _rename_loop(child, to)
-        if isinstance(child, Loop)
-        else replace(
-            child, ranges=tuple(rebuild_range(r, visit) for r in child.ranges), target=visit(child.target), value=visit(child.value)
-        )  # type: ignore[arg-type]
-        for child in node.body
-    )
-    return replace(node, ranges=tuple(rebuild_range(r, visit) for r in node.ranges), body=body)
+    def child(n: Statement | Loop) -> Statement | Loop:
+        if isinstance(n, Loop):
+            return _rename_loop(n, to)
+        target = visit(n.target)
+        assert isinstance(target, Access)
+        return replace(n, ranges=tuple(rebuild_range(r, visit) for r in n.ranges), target=target, value=visit(n.value))
+
+    ranges = tuple(rebuild_range(r, visit) for r in node.ranges)
+    return replace(node, ranges=ranges, body=tuple(child(n) for n in node.body))
 
 
 def rename_target(target: Access, to: dict[str, str]) -> Access:

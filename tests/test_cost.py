@@ -106,6 +106,19 @@ def test_on_a_cpu_large_intermediates_pass_through_memory() -> None:
     assert large.terms["tensor cores"] == 0
 
 
+def test_a_mask_that_bounds_the_loop_halves_the_work() -> None:
+    text = """
+        def attention(Q[h,i,d], K[h,j,d], V[h,j,e]) -> O[h,i,e]:
+            S[h,i,j] += Q[h,i,d] * K[h,j,d]
+            P[h,i,j] = softmax[j]({score})
+            O[h,i,e] += P[h,i,j] * V[h,j,e]
+    """
+    scores = ("S[h,i,j]", "where(j <= i, S[h,i,j], -inf)", "where(j <= i and i - j < 128, S[h,i,j], -inf)")
+    full, causal, window = (predicted(text.format(score=score), *["bf16[16,4096,64]"] * 3).terms["tensor cores"] for score in scores)
+    assert 0.5 < causal / full < 0.6
+    assert window / full < 0.15
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_nothing_to_do_is_predicted_too(target: str) -> None:
     found = predicted(MATMUL, "fp32[0,8]", "fp32[8,16]", target=target)

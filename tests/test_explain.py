@@ -12,8 +12,10 @@ from rich.console import Console
 
 import tdsl
 from tdsl import errors
+from tdsl.autograd import Differentiable
 from tdsl.check_report import KernelCheck
 from tdsl.explain import Explanation
+from tdsl.lowered import lowered
 from tdsl.page import Section, Table, as_html, plain, quantity
 
 LINEAR = """
@@ -47,6 +49,23 @@ def test_the_parts_are_what_training_runs(on_cpu: Explanation) -> None:
     saved = on_cpu.parts[-1].lowered.flat.inputs[4:]
     assert titles[1:-1] == [f"forward that saves {', '.join(saved)}"]
     assert on_cpu.parts[-1].lowered.flat.results == ("X.grad", "W.grad", "b.grad")
+
+
+def test_what_the_plan_makes_again_is_not_saved() -> None:
+    function = tdsl.function(
+        """
+        def attention(Q[h,i,d], K[h,j,d], V[h,j,e]) -> O[h,i,e]:
+            S[h,i,j] += Q[h,i,d] * K[h,j,d]
+            P[h,i,j] = softmax[j](S[h,i,j])
+            O[h,i,e] += P[h,i,j] * V[h,j,e]
+        """
+    )
+    _, saving, backward = lowered(function, ["bf16[8,1024,64]"] * 3, "cuda:90", gradient=True)
+    assert "S" not in saving.saves
+    trained = Differentiable(tdsl.function(function.program, backend="triton").executor, ("Q", "K", "V"), lambda *_: (), fuses=True)
+    halves = trained.halves([torch.empty(8, 1024, 64, dtype=torch.bfloat16) for _ in range(3)])
+    assert halves.parts.saved == saving.saves != ()
+    assert halves.parts.backward.inputs == backward.flat.inputs
 
 
 def test_residuals_keep_the_dtype_they_are_saved_in() -> None:

@@ -184,7 +184,9 @@ def test_gradient(case: str) -> None:
     everything = {**inputs, first.inputs[-1]: cotangent}
     found = reference.run(first, everything)
     for name in shapes:
-        np.testing.assert_allclose(found[f"{name}.grad"], numeric(program, inputs, name, cotangent), rtol=1e-5, atol=1e-7, err_msg=str(first))
+        np.testing.assert_allclose(
+            found[f"{name}.grad"], numeric(program, inputs, name, cotangent), rtol=1e-5, atol=1e-7, err_msg=str(first)
+        )
     name = program.inputs[0]
     once = gradient(program, [name])
     second = verify(gradient(once))
@@ -201,5 +203,10 @@ def test_printed() -> None:
     assert str(gradient(parse("Y[n,x] += X[n,pad(2*x+r-1,1,1)] * W[r]"), ["X"])).splitlines()[-1] == (
         "    for n, u, r:  X.grad[n,u] += where((u - r + 1) % 2 == 0, Y.grad[n,pad((u-r+1)//2)] * W[r], 0)"
     )
-    assert str(gradient(parse("Y[n,x] += X[n,x+r] * W[r]"), ["X"])).splitlines()[-1] == "    for n, u, r:  X.grad[n,u] += Y.grad[n,pad(u-r)] * W[r]"
-    assert "for u, k in 0:2:  x.grad[u] += Y.grad[k+2*u]" in str(gradient(parse("def up(x[n]) -> Y[2*n]: for i in 0:2*size(x,0): Y[i] = x[i//2]")))
+    assert (
+        str(gradient(parse("Y[n,x] += X[n,x+r] * W[r]"), ["X"])).splitlines()[-1]
+        == "    for n, u, r:  X.grad[n,u] += Y.grad[n,pad(u-r)] * W[r]"
+    )
+    assert "for u, k in 0:2:  x.grad[u] += Y.grad[k+2*u]" in str(
+        gradient(parse("def up(x[n]) -> Y[2*n]: for i in 0:2*size(x,0): Y[i] = x[i//2]"))
+    )

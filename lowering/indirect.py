@@ -1,0 +1,136 @@
+"""Reads and writes at computed places that need not go through memory.
+
+    y[n] = S[n,t[n]]            -->  S.at[n] += A[n,d]*B[t[n],d];  y[n] = S.at[n]     (S[n,v] += A[n,d]*B[v,d])
+    T[n,v] = 0; T[n,t[n]] += e  -->  T[n,v] = 0 + where(v == t[n], e, 0)
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+
+from tdsl.ir import Access, Call, Clamp, Const, Expr, Index, Pad, Program, Range, Statement, free_indices, fresh_name, rebuild, statements, substitute, walk
+from tdsl.simplify import simplify_expr
+
+# A sum is made again for single elements if those are so many times fewer than all of them.
+_FEWER = 8
+
+
+def direct(program: Program) -> Program:
+    """`program` (loops from zero) with `points` and `one_hot` applied wherever they can be."""
+    return points(one_hot(program))
+
+
+def _sizes(s: Statement) -> dict[str, int]:
+    return {r.index: int(r.hi.value) for r in s.ranges if isinstance(r.hi, Const)}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reads
+
+
+def points(program: Program) -> Program:
+    """Few elements of a large sum, at computed places, are summed for themselves."""
+    body = list(statements(program.body))
+    counts = Counter(s.target.tensor for s in body)
+    sums: dict[str, Statement] = {}
+    taken = {*counts, *program.inputs}
+    result: list[Statement] = []
+    for s in body:
+        added: list[Statement] = []
+        made: dict[Expr, Access] = {}
+        value = _replaced(s, s.value, sums, taken, added, made)
+        result += [*added, replace(s, value=value)]
+        if s.op == "+=" and s.reduced and counts[s.target.tensor] == 1 and all(isinstance(i, Index) for i in s.target.subscripts):
+            sums[s.target.tensor] = s
+    return replace(program, body=tuple(result))
+
+
+def _replaced(s: Statement, e: Expr, sums: Mapping[str, Statement], taken: set[str], added: list[Statement], made: dict[Expr, Access]) -> Expr:
+    e = rebuild(e, lambda x: _replaced(s, x, sums, taken, added, made))
+    if not (isinstance(e, Access) and e.tensor in sums) or all(isinstance(i, Index) for i in e.subscripts):
+        return e
+    if any(isinstance(i, Pad | Clamp) for i in e.subscripts):
+        return e
+    definition = sums[e.tensor]
+    size, mine = _sizes(definition), _sizes(s)
+    free = free_indices(e)
+    everything = math.prod(size[i] for i in free_indices(definition.target))
+    if math.prod(mine[i] for i in free) * _FEWER > everything:
+        return e
+    if e in made:
+        return made[e]
+    fresh: dict[str, str] = {}
+    used = {*mine}
+    for i in definition.reduced:
+        fresh[i] = fresh_name(i, used)
+        used.add(fresh[i])
+    to: dict[str, Expr] = {i.name: x for i, x in zip(definition.target.subscripts, e.subscripts, strict=True) if isinstance(i, Index)}
+    to.update({i: Index(name) for i, name in fresh.items()})
+    name = fresh_name(f"{e.tensor}.at", taken)
+    taken.add(name)
+    target = Access(name, tuple(Index(i) for i in free))
+    ranges = [Range(i, Const(0), Const(mine[i])) for i in free] + [Range(fresh[i], Const(0), Const(size[i])) for i in definition.reduced]
+    added.append(Statement(tuple(ranges), target, "+=", substitute(definition.value, to), s.span))
+    made[e] = target
+    return target
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writes
+
+
+def one_hot(program: Program) -> Program:
+    """A tensor that is filled and then added to at one computed place per element of the loops is one elementwise formula.
+
+    It applies where every loop index is a subscript of its own, so that no element gets two terms of one statement.
+    """
+    body = list(statements(program.body))
+    groups: dict[str, list[int]] = {}
+    for n, s in enumerate(body):
+        groups.setdefault(s.target.tensor, []).append(n)
+    dropped: set[int] = set()
+    changed: dict[int, Statement] = {}
+    for name, places in groups.items():
+        first, *later = (body[n] for n in places)
+        if not later or name in program.results or not _is_fill(first) or any(not _is_pick(s) for s in later):
+            continue
+        indices = [i.name for i in first.target.subscripts if isinstance(i, Index)]
+        value = first.value
+        for s in later:
+            value = Call("add", (value, _picked(s, indices)))
+        changed[places[-1]] = replace(first, value=simplify_expr(value))
+        dropped |= set(places[:-1])
+    return replace(program, body=tuple(changed.get(n, s) for n, s in enumerate(body) if n not in dropped))
+
+
+def _is_fill(s: Statement) -> bool:
+    names = [i.name for i in s.target.subscripts if isinstance(i, Index)]
+    return s.op == "=" and isinstance(s.value, Const) and len({*names}) == len(s.target.subscripts)
+
+
+def _is_pick(s: Statement) -> bool:
+    """Every loop index stands alone in one place, and some other place is computed."""
+    plain = [i.name for i in s.target.subscripts if isinstance(i, Index)]
+    computed = len(plain) < len(s.target.subscripts)
+    return s.op == "+=" and computed and sorted(plain) == sorted(s.indices) and not any(isinstance(i, Clamp) for i in s.target.subscripts)
+
+
+def _picked(s: Statement, indices: list[str]) -> Expr:
+    """What `s` adds to the element at `indices`."""
+    own = {i.name: Index(place) for i, place in zip(s.target.subscripts, indices, strict=True) if isinstance(i, Index)}
+    moved: dict[str, Expr] = dict(own)
+    hit: Expr | None = None
+    for subscript, place in zip(s.target.subscripts, indices, strict=True):
+        if isinstance(subscript, Index):
+            continue
+        inner = subscript.value if isinstance(subscript, Pad) else subscript
+        same = Call("eq", (Index(place), substitute(inner, moved)))
+        hit = same if hit is None else Call("and", (hit, same))
+    for r in s.ranges:  # the statement's loops may be shorter than the dimension
+        inside = Call("lt", (own[r.index], r.hi if r.hi is not None else Const(0)))
+        hit = inside if hit is None else Call("and", (hit, inside))
+    assert hit is not None
+    return Call("where", (hit, substitute(s.value, moved), Const(0)))
