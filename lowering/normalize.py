@@ -252,15 +252,17 @@ def _inlined(expr: Expr, definitions: Mapping[str, Statement]) -> Expr:
 # ---------------------------------------------------------------------------------------------------------------------
 # Splitting
 
-# Terms that one program should at least reduce; results that one program makes where the reduced index is not the contiguous one.
+# Terms that one program should at least reduce, of one index or of the last of several; results that one program makes where the reduced index is not the contiguous one.
 SPLIT_TERMS = 512
+SPLIT_LAST = 32
 SPLIT_WIDTH = 64
 
 
 def split_reductions(program: Program, programs: int) -> tuple[Program, frozenset[str]]:
     """A long reduction with few results gets partial results over parts of its longest index, and a small sum of those:
 
-        s += x[k]   -->   s.part[p] += x[p*C+c];  s += s.part[p]
+        s += x[k]     -->   s.part[p] += x[p*C+c];  s += s.part[p]
+        t += A[i,j]   -->   t.part[i] += A[i,j];  t += t.part[i]
 
     Deterministic, without atomics (PyTorch's decompose_k and its split reductions do the same). A part beyond the end
     reads zeros through pad, and the identity of the reduction by a mask.
@@ -268,29 +270,48 @@ def split_reductions(program: Program, programs: int) -> tuple[Program, frozense
     taken = _names(tuple(statements(program.body)))
     body: list[Statement] = []
     apart: set[str] = set()
-    for s in statements(program.body):
+    pending = list(reversed(list(statements(program.body))))
+    while pending:
+        s = pending.pop()
         parts = _parts(s, programs)
-        if parts < 2:
+        two = _kept_index(s, taken) if parts else None
+        if two is None and parts > 1:
+            two = _split(s, parts, taken)
+        if two is None:
             body.append(s)
             continue
-        first, second = _split(s, parts, taken)
+        first, second = two
         apart.add(first.target.tensor)
-        body += [first, second]
+        body.append(first)
+        pending.append(second)
     return replace(program, body=tuple(body)), frozenset(apart)
 
 
+def _kept_index(s: Statement, taken: set[str]) -> tuple[Statement, Statement] | None:
+    """`t += f(i,j)` --> `t.part[i] += f(i,j);  t += t.part[i]`, where the last index alone is long enough to be summed."""
+    size = extents(s)
+    *kept, last = s.reduced
+    if not kept or size[last] < SPLIT_LAST or math.prod(size[i] for i in kept) < 2:
+        return None
+    name = fresh_name(f"{s.target.tensor}.part", taken)
+    taken.add(name)
+    target = Access(name, (*(Index(i) for i in kept), *s.target.subscripts))
+    return replace(s, target=target), replace(s, ranges=tuple(r for r in s.ranges if r.index != last), value=target)
+
+
 def _parts(s: Statement, programs: int) -> int:
+    """How many parts of its longest index keep the chip busy; 0 where the statement does so already or is short."""
     if not s.reduced or not all(isinstance(i, Index) for i in s.target.subscripts):
-        return 1
+        return 0
     size = extents(s)
     results = math.prod(size[i] for i in size if i not in s.reduced)
     index = max(s.reduced, key=lambda i: size[i])
     longest = size[index]
     last = {a.subscripts[-1] for e in (s.value,) for a in walk(e) if isinstance(a, Access) and len(a.subscripts) > 1}
     busy = results if Index(index) in last else -(-results // SPLIT_WIDTH)
-    if results == 0 or busy * 2 > programs:
-        return 1
-    return min(programs // busy, longest // SPLIT_TERMS)
+    if results == 0 or busy * 2 > programs or math.prod(size[i] for i in s.reduced) < 8 * SPLIT_TERMS:
+        return 0
+    return max(1, min(programs // busy, longest // SPLIT_TERMS))
 
 
 def _split(s: Statement, parts: int, taken: set[str]) -> tuple[Statement, Statement]:

@@ -263,7 +263,7 @@ def _merge_one(parts: list[list[Statement]], kept: set[str], recomputed: frozens
         for p in [*sorted(needs[c], reverse=True), *beside]:
             if any(p in before[x] for x in needs[c] if x != p):
                 continue  # something between them waits for the producer
-            if any(s.target.tensor in apart for s in parts[p]):
+            if apart & {s.target.tensor for s in parts[p]} & {a.tensor for s in consumer for a in reads(s)}:
                 continue
             joined = join(parts[p], consumer, kept, recomputed)
             if joined is not None:
@@ -318,6 +318,9 @@ def join(producer: list[Statement], consumer: list[Statement], kept: set[str], r
         return None
     first = [s for s in consumer if s.target.tensor in recomputed]
     joined = [*renamed, *(s for s in first if s.target.tensor not in shared), *(s for s in consumer if s.target.tensor not in recomputed)]
+    grids = (set(grid_of(renamed)), set(grid_of(consumer)))
+    if set(grid_of(joined)) not in grids:
+        return None  # together they would have fewer programs than either
     return joined if kernel_shape(joined) is not None else None
 
 

@@ -245,6 +245,8 @@ class _Tiler:
         if compute == "bool" and op in ("add", "mul", "sub", "neg", "maximum", "minimum", "abs", "sign", "max", "min"):
             compute = "int64"
         cast = [self.cast(a, "bool" if row.kind == "branch" and n == 0 else compute) for n, a in enumerate(args)]
+        if op == "div" and self._reciprocal(*cast):
+            return self.call("mul", [args[0], self.call("div", [1.0, args[1]])])
         if op in ("floor", "ceil") and DTYPES[compute].kind != "float":
             return cast[0]
         result = "bool" if row.kind == "bool" else compute
@@ -258,6 +260,12 @@ class _Tiler:
         if new:
             self.emit(value, ir.Elementwise(value, op, tuple(cast)))
         return value
+
+    def _reciprocal(self, a: ir.Operand, b: ir.Operand) -> bool:
+        """Whether to divide once and multiply often: the divisor varies less than what it divides."""
+        if self.exact or not (isinstance(a, ir.Value) and isinstance(b, ir.Value)):
+            return False
+        return len(b.axes) < len(a.axes) or self.level[b.name] < self.level[a.name]
 
     def cast(self, v: ir.Operand, compute: str | None) -> ir.Operand:
         """`v` in a compute dtype; None: in the one that its own dtype is computed in. Numbers are cast where they are used."""
@@ -430,8 +438,9 @@ class _Tiler:
             old = carry if r.factor is None else self._as(self.call("mul", [carry, self.eval(r.factor)]), carry)
             new = self._step(r, carry, old, folded)
             if name in read:
-                self.scopes[-1].locals[name] = self._guarded(r, new)
-                self.scopes[-1].locals[name + OLD] = self._guarded(r, carry)
+                guarded = self._guarded(r, new, 0.0)
+                self.scopes[-1].locals[name] = guarded
+                self.scopes[-1].locals[name + OLD] = self._guarded(r, carry, guarded)
                 later.append(ir.Assign(carry, new))
             else:
                 self.scopes[-1].ops.append(ir.Assign(carry, new))
@@ -446,7 +455,8 @@ class _Tiler:
             value = carries[name]
             if r.factor is not None:  # from the guarded running values to the finished ones
                 for other in r.running:
-                    self.scopes[0].locals[other + OLD] = self._guarded(next(m for m in members if m.statement.target.tensor == other), carries[other])
+                    member = next(m for m in members if m.statement.target.tensor == other)
+                    self.scopes[0].locals[other + OLD] = self._guarded(member, carries[other], 0.0)
                 value = self._as(self.call("mul", [value, self.eval(r.factor)]), value)
             self.scopes[0].locals[name] = value
         for r in members:
@@ -471,12 +481,13 @@ class _Tiler:
         self.scopes[-1].ops.append(ir.Elementwise(new, REDUCTIONS[reduction].combine, (old, part)))
         return new
 
-    def _guarded(self, r: Reduction, value: ir.Value) -> ir.Value:
-        """A running maximum or minimum that is still infinite counts as 0: nothing has been summed relative to it yet."""
+    def _guarded(self, r: Reduction, value: ir.Value, instead: ir.Operand) -> ir.Value:
+        """A running maximum or minimum that is still infinite gives way: nothing has been summed relative to it yet. The new
+        value counts as 0 then, and the old one as the new one, so that what has been summed, zero, is multiplied by 1."""
         if not math.isinf(REDUCTIONS[REDUCTION_OF[r.statement.op]].identity):
             return value
         infinite = self.call("eq", [self.call("abs", [value]), math.inf])
-        return self.as_value(self.call("where", [infinite, 0.0, value]))
+        return self.as_value(self.call("where", [infinite, instead, value]))
 
     def _as(self, v: ir.Operand, like: ir.Value) -> ir.Value:
         """A value with the dtype that promotion takes `like` for."""

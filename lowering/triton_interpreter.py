@@ -104,6 +104,8 @@ class Language:
             patches += [(module, "reduce", self.reduce), (module, "associative_scan", self.scan), (module, "range", self._range)]
         fold = {"create_maxnumf": np.fmax, "create_minnumf": np.fmin}
         patches += [(builder, name, lambda a, b, op=op: builder.binary_op(a, b, op)) for name, op in fold.items()]
+        compare = [name for name in dir(builder) if name.startswith(("create_icmp", "create_fcmp"))]
+        patches += [(builder, name, self._comparison(getattr(builder, name))) for name in compare]
         patches += [(builder, "create_erf", self._erf), (builder, "create_dot", self._dot)]
         patches += self._bfloat16_patches(type(self.semantic))
         # Triton asks `if other` of blocks, for "is not None": so a block is true here, and what the kernel asks goes through _truth.
@@ -235,6 +237,10 @@ class Language:
 
     # -----------------------------------------------------------------------------------------------------------------
     # Operations that Triton's interpreter gets wrong or does slowly
+
+    def _comparison(self, compare: Callable[..., Any]) -> Callable[..., Any]:
+        """A comparison whose result says that it is one: Triton's keeps the operands' dtype, which shows when it is broadcast."""
+        return lambda a, b: self.interpreter.TensorHandle(compare(a, b).data, self.tl.int1)
 
     def _erf(self, arg: Any) -> Any:
         import torch

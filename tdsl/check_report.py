@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lowering import tile_ir
 from lowering.compiler import Step
@@ -12,11 +12,8 @@ from lowering.cost import Prediction
 from lowering.report import KernelReport
 from tdsl.errors import ArgumentError
 from tdsl.explain import predictions, report_of
-from tdsl.lowered import Lowered, lowered
+from tdsl.lowered import Lowered, Runnable, lowered
 from tdsl.page import Page, Section, Table, quantity
-
-if TYPE_CHECKING:
-    from tdsl.function import Function
 
 Widths = tuple[tuple[int, int], ...]
 
@@ -99,7 +96,7 @@ def _widths(found: Widths) -> str:
     return ", ".join(f"{count}x {width} B" for width, count in found) or "-"
 
 
-def check(function: Function, args: Sequence[Any], target: str | None = None, gradient: bool = False) -> Report:
+def check(function: Runnable, args: Sequence[Any], target: str | None = None, gradient: bool = False) -> Report:
     """Compiles every kernel of `function` for a GPU target (default: the arguments' device, else "cuda:90") and reads its machine code.
 
     args: as `Function.lower` takes them. gradient: the kernels of training too: those of the forward that saves, called

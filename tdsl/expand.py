@@ -45,15 +45,23 @@ _LAST_INT64 = 2**63 - 1
 
 
 def expand(program: Program) -> Program:
-    """`program` without Reduce and Softmax nodes outside of ordered loops.
+    """`program` without Reduce and Softmax nodes. Source of the stable forms: Milakov and Gimelshein, arXiv:1805.02867.
 
-    Source of the stable forms: Milakov and Gimelshein, arXiv:1805.02867.
+    Inside an ordered loop they become statements of its body, whose targets have the loop's indices as further subscripts:
+    each step has temporaries of its own.
     """
     taken = {*program.inputs, *(s.target.tensor for s in statements(program.body))}
-    body: list[Statement | Loop] = []
-    for node in program.body:
-        body += [node] if isinstance(node, Loop) else _Lifter(node, taken).run()
-    return replace(program, body=tuple(body))
+    return replace(program, body=_expanded(program.body, (), taken))
+
+
+def _expanded(body: tuple[Statement | Loop, ...], outer: tuple[str, ...], taken: set[str]) -> tuple[Statement | Loop, ...]:
+    result: list[Statement | Loop] = []
+    for node in body:
+        if isinstance(node, Loop):
+            result.append(replace(node, body=_expanded(node.body, (*outer, *(r.index for r in node.ranges)), taken)))
+        else:
+            result += _Lifter(node, taken, outer).run()
+    return tuple(result)
 
 
 def witness(index: str, *exprs: Expr) -> Size | None:
@@ -68,10 +76,11 @@ def witness(index: str, *exprs: Expr) -> Size | None:
 
 
 class _Lifter:
-    """Lifts the reductions of one statement; `out` collects the statements that go before it."""
+    """Lifts the reductions of one statement; `out` collects the statements that go before it. outer: the ordered loops around it."""
 
-    def __init__(self, statement: Statement, taken: set[str]):
+    def __init__(self, statement: Statement, taken: set[str], outer: tuple[str, ...] = ()):
         self.statement = statement
+        self.outer = outer
         self.taken = taken
         self.ranges = {r.index: r for r in statement.ranges}
         self.sources: tuple[Expr, ...] = (statement.value, *statement.target.subscripts)
@@ -107,8 +116,8 @@ class _Lifter:
         ranges = []
         for r in node.ranges:
             r = rebuild_range(r, lambda e: substitute(e, to))
-            if r.index in self.ranges:
-                fresh = fresh_name(r.index, {*self.ranges, *free_indices(node.body)})
+            if r.index in self.ranges or r.index in self.outer:
+                fresh = fresh_name(r.index, {*self.ranges, *self.outer, *free_indices(node.body)})
                 to[r.index] = Index(fresh)
                 r = replace(r, index=fresh)
             ranges.append(r)
@@ -125,7 +134,7 @@ class _Lifter:
         """A new statement `T.suffix[left] op value`, reducing over `over`; returns the access that reads it."""
         name = fresh_name(f"{self.statement.target.tensor}.{suffix}", self.taken)
         self.taken.add(name)
-        target = Access(name, tuple(Index(i) for i in left))
+        target = Access(name, tuple(Index(i) for i in (*self.outer, *left)))
         ranges = tuple(self._range(i, value) for i in (*left, *(i for i in over if i not in left)))
         self.out.append(Statement(ranges, target, op, value, self.statement.span))
         return target
@@ -172,6 +181,12 @@ class _Lifter:
         return self.define("exp", self.free(body), "=", Call("exp", (Call("sub", (body, top)),))), top
 
     def _softmax(self, over: tuple[str, ...], body: Expr) -> Expr:
+        if set(over) & set(self.outer):
+            raise Unsupported(
+                f"softmax over {', '.join(over)}, an ordered index: one step of the loop does not know the others (expand)",
+                span=self.statement.span,
+                help="write the softmax as a statement of its own, outside of the loop",
+            )
         exp, _ = self._shifted(over, body, guard=False)
         total = self.define("sum", tuple(i for i in self.free(exp) if i not in over), "+=", exp, over)
         return Call("div", (exp, total))

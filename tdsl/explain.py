@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lowering.compiler import State, Step
 from lowering.cost import Prediction, predict
 from lowering.report import KernelReport, hints_of, report
 from tdsl import errors
 from tdsl.ir import Program
-from tdsl.lowered import Lowered, lowered
+from tdsl.lowered import Lowered, Runnable, lowered
 from tdsl.page import Page, Section, Table, quantity
-
-if TYPE_CHECKING:
-    from tdsl.function import Function
+from tdsl.swap import gradient
 
 _PLAN_HEAD = ("kernel", "reads", "writes", "FLOPs", "bytes", "compulsory", "predicted", "bound")
 _MACHINE_HEAD = ("kernel", "registers", "spills", "stack", "shared", "tensor core", "blocks per SM", "faults")
@@ -66,7 +64,7 @@ class Explanation(Page):
         }
 
 
-def explain(function: Function, args: Sequence[Any], target: str | None = None) -> Explanation:
+def explain(function: Runnable, args: Sequence[Any], target: str | None = None) -> Explanation:
     """Every stage of `function` for arguments (tensors, meta tensors, numbers, or strings such as "bf16[8,64]") on a target.
 
     The page has, for the forward and for both halves of training (the forward that saves, and the backward): the flat program; the plan as
@@ -74,16 +72,16 @@ def explain(function: Function, args: Sequence[Any], target: str | None = None) 
     machine code, compiled without a GPU; and how long each stage took. Raises what lowering the forward raises; a gradient that cannot be
     taken or lowered is reported on the page.
     """
-    gradient: Program | None = None
+    swapped: Program | None = None
     problem = ""
     parts = lowered(function, args, target)
     try:
-        gradient = function.grad().program
+        swapped = gradient(function.program)
         parts = lowered(function, args, target, gradient=True)
     except (errors.Unsupported, errors.ArgumentError) as error:
         problem = str(error)
     explained = tuple(_explained(part) for part in parts)
-    return Explanation(function.program, gradient, parts[0].state.target.name, explained, problem)
+    return Explanation(function.program, swapped, parts[0].state.target.name, explained, problem)
 
 
 def _explained(part: Lowered) -> Part:

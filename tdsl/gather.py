@@ -136,7 +136,7 @@ def gathered(
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """One index eliminated: `form = rhs` solved for it. value: what it is. num, by: value = num / by, for its bounds (num None: no bounds)."""
+    """One index eliminated: `form = rhs` solved for it. value: what it is. num, by: value = num / by, for its bounds (num None: none)."""
 
     index: str
     form: Affine
@@ -668,12 +668,12 @@ def touches(node: Statement | Loop, fill: Statement | Loop) -> bool:
     return any(isinstance(e, Access | Size) and e.tensor == name for top in expressions(node) for e in walk(top))
 
 
-def covers_whole(s: Statement, sizes: Sizes) -> bool:
-    """Whether the text shows that a statement writes every element of its target."""
+def covers_whole(s: Statement, sizes: Sizes, outer: Ranges | None = None) -> bool:
+    """Whether the text shows that a statement writes every element of its target (over all steps of the loops of `outer`)."""
     names = [e.name for e in s.target.subscripts if isinstance(e, Index)]
     if len({*names}) < len(s.target.subscripts):
         return False
-    ranges = symbolic_ranges(s, sizes)
+    ranges = symbolic_ranges(s, sizes, outer)
     shape = sizes.shapes[s.target.tensor]
     return all(i in ranges and ranges[i][0] == 0 and linear(as_expr(ranges[i][1])) == linear(e) for i, e in zip(names, shape, strict=True))
 

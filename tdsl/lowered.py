@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from lowering.compiler import State
 from lowering.targets import find_target
@@ -18,8 +18,23 @@ from tdsl.residuals import cut
 from tdsl.runtime import Executor
 from tdsl.swap import differentiable
 
-if TYPE_CHECKING:
-    from tdsl.function import Function
+
+class Runnable(Protocol):
+    """What is needed of a Function."""
+
+    @property
+    def program(self) -> Program:
+        """The program."""
+        ...
+
+    @property
+    def executor(self) -> Executor:
+        """What runs it where no gradient is recorded."""
+        ...
+
+    def target_for(self, args: Sequence[Any]) -> str:
+        """The target that arguments are compiled for where none is named."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +54,7 @@ class Lowered:
         return f"{self.role} that saves {', '.join(self.saves)}" if self.saves else self.role
 
 
-def lowered(function: Function, args: Sequence[Any], target: str | None, *, gradient: bool = False) -> tuple[Lowered, ...]:
+def lowered(function: Runnable, args: Sequence[Any], target: str | None, *, gradient: bool = False) -> tuple[Lowered, ...]:
     """The forward of `function` for arguments as `Function.lower` takes them; with `gradient` the kernels of training too.
 
     Those are the forward that also saves what the backward reads (left out where nothing is saved) and the backward. Gradients are
@@ -59,11 +74,11 @@ def lowered(function: Function, args: Sequence[Any], target: str | None, *, grad
     parts = cut(program, wrt, fuses=target != "cpu", recomputed=forward.state.plan.recomputed)
     saving = forward
     if parts.saved:
-        trainer = Executor(program, function.backend, flat=parts.forward, saved=frozenset(parts.saved), schedules=executor.schedules)
+        trainer = Executor(program, executor.backend, flat=parts.forward, saved=frozenset(parts.saved), schedules=executor.schedules)
         saving = _lower("forward", trainer, found, target, parts.saved)
     specs, logical = backward_specs(saving.state, parts.forward, parts.backward, found, parts.saved)
     strides = {n: found.strides[n] for n in program.inputs if n in found.strides}
-    backward = Executor(parts.backward, function.backend, stored=logical, schedules=executor.schedules)
+    backward = Executor(parts.backward, executor.backend, stored=logical, schedules=executor.schedules)
     last = _lower("backward", backward, Layout(specs, strides, found.values, found.device), target)
     return (forward, *((saving,) if saving is not forward else ()), last)
 

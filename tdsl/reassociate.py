@@ -14,13 +14,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from tdsl.expand import witness
-from tdsl.ir import Access, Const, Expr, Index, Program, Range, Statement, free_indices, fresh_name, substitute
+from tdsl.ir import Access, Const, Expr, Index, Program, Range, Statement, free_indices, fresh_name, statements, substitute
 from tdsl.simplify import factors, product
 
 
 def reassociate(program: Program) -> Program:
     """`program` with sums over products regrouped wherever the regrouped inner sum is an earlier statement's."""
-    written = Counter(s.target.tensor for s in program.body if isinstance(s, Statement))
+    written = Counter(s.target.tensor for s in statements(program.body))
     sums: dict[str, Statement] = {}
     body = []
     for s in program.body:

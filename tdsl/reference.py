@@ -388,7 +388,7 @@ class _Printer:
 
         def step(term: str) -> None:
             joined = f"np.{e.op}imum({best}, {_bare(term)})"
-            self.emit(f"{best} = {joined}" if e.init is not None else f"{best} = {_bare(term)} if {best} is None else {joined}")
+            self.emit(f"{best} = {joined}" if e.init is not None else f"{best} = {term} if {best} is None else {joined}")
 
         self._nest(e, step)
         if e.init is None:
@@ -448,8 +448,8 @@ class _Printer:
         over, found = tuple(Range(name) for name in self.ranges if name in e.over), self.ranges
         top, total = self._start("top", "-np.inf"), self._start("sum", "0.0")
         self._loops(over, found, e.body, lambda term: self.emit(f"{top} = np.maximum({top}, {_bare(term)})"))
-        self._loops(over, found, e.body, lambda term: self.emit(f"{total} = {total} + np.exp({_bare(term)} - {top})"))
-        return self._start("softmax", f"np.divide(np.exp({_bare(self.expr(e.body))} - {top}), {total})")
+        self._loops(over, found, e.body, lambda term: self.emit(f"{total} = {total} + np.exp({term} - {top})"))
+        return self._start("softmax", f"np.divide(np.exp({self.expr(e.body)} - {top}), {total})")
 
 
 _METHODS = {"sum": "accumulate", "prod": "accumulate", "max": "extremum", "min": "extremum", "argmax": "arg", "argmin": "arg"}

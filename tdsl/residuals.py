@@ -4,7 +4,8 @@
     backward:  inputs, cotangents, saved -> gradients
 
 Saved are tensors that the backward reads and that cost a reduction to make; elementwise values are made again from those,
-unless the executor pays for each operation by a pass over memory, as whole-tensor execution does.
+unless the executor pays for each operation by a pass over memory, as whole-tensor execution does. What an ordered loop wrote
+is never made again: all that the backward reads of it is saved.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tdsl.expand import expand
-from tdsl.ir import Access, Call, Loop, Output, Param, Program, Statement, children, reads, statements, walk
+from tdsl.ir import Access, Call, Loop, Output, Param, Program, Size, Statement, children, expressions, reads, statements, walk
 from tdsl.ops import OPS
 from tdsl.simplify import drop_dead
 from tdsl.ssa import ssa
@@ -42,24 +43,27 @@ def cut(program: Program, wrt: Sequence[str], *, fuses: bool, recomputed: frozen
     flat = ssa(expand(program))
     whole = gradient(program, wrt)
     first = {s.target.tensor: s for s in statements(flat.body)}
-    backward = [s for s in whole.body if not (isinstance(s, Statement) and s.target.tensor in first)]
+    looped = {s.target.tensor for node in flat.body if isinstance(node, Loop) for s in statements((node,))}
+    backward = [node for node in whole.body if not all(s.target.tensor in first for s in statements((node,)))]
     compared = _compared(whole)
     keep: dict[str, None] = {}
     again: set[str] = set()
     pending = [a.tensor for node in backward for a in reads(node)]
+    measured = (e for node in backward for top in expressions(node) for e in walk(top) if isinstance(e, Size))
+    pending += [e.tensor for e in measured if e.tensor in looped]
     while pending:
         name = pending.pop(0)
         if name not in first or name in keep or name in again:
             continue
         rather = _worth_saving(first[name], fuses) and name not in recomputed
-        if rather or (name in flat.results and name not in compared) or _partial(name, flat):
+        if rather or (name in flat.results and name not in compared) or _partial(name, flat) or name in looped:
             keep[name] = None
         else:
             again.add(name)
             pending += [a.tensor for a in reads(first[name])]
     kept = tuple(name for name in keep if name in flat.results)
     saved = tuple(name for name in keep if name not in flat.results)
-    body = tuple(node for node in whole.body if isinstance(node, Loop) or node.target.tensor not in keep)
+    body = tuple(node for node in whole.body if not any(s.target.tensor in keep for s in statements((node,))))
     params = tuple(_param(name, first[name]) for name in (*kept, *saved))
     forward = replace(flat, outputs=(*flat.outputs, *(Output(name) for name in saved)))
     return Cut(

@@ -36,7 +36,7 @@ def simplify(program: Program, *, keep_all: bool = False) -> Program:
 def _on_expressions(node: Statement | Loop) -> Statement | Loop:
     ranges = tuple(rebuild_range(r, simplify_expr) for r in node.ranges)
     if isinstance(node, Loop):
-        return replace(node, ranges=ranges, body=tuple(_on_expressions(child) for child in node.body))
+        return _one_nest(replace(node, ranges=ranges, body=tuple(_on_expressions(child) for child in node.body)))
     return replace(node, ranges=ranges, target=rebuild(node.target, simplify_expr), value=simplify_expr(node.value))  # type: ignore[arg-type]
 
 
@@ -46,14 +46,38 @@ def _on_expressions(node: Statement | Loop) -> Statement | Loop:
 
 def drop_dead(program: Program) -> Program:
     """A statement whose target nothing reads on the way to an output is dropped, the last first."""
-    live = set(program.results)
+    return replace(program, body=_live_nodes(program.body, set(program.results)))
+
+
+def _live_nodes(body: tuple[Statement | Loop, ...], live: set[str]) -> tuple[Statement | Loop, ...]:
+    """The nodes that `live` needs; what they read joins it."""
     kept: list[Statement | Loop] = []
-    for node in reversed(program.body):
+    for node in reversed(body):
+        if isinstance(node, Loop):
+            node = _live_loop(node, live)
         if any(s.target.tensor in live for s in statements((node,))):
             kept.append(node)
             live |= {a.tensor for a in reads(node)}
             live |= {size.tensor for size in _sizes(node)}
-    return replace(program, body=tuple(reversed(kept)))
+    return tuple(reversed(kept))
+
+
+def _live_loop(loop: Loop, live: set[str]) -> Loop:
+    """A loop without its dead statements: what one step reads, an earlier one may have written."""
+    around = set(live)
+    while True:
+        inside = set(around)
+        body = _live_nodes(loop.body, inside)
+        if inside == around:
+            return _one_nest(replace(loop, body=body))
+        around = inside
+
+
+def _one_nest(loop: Loop) -> Loop:
+    """`for ordered t: for ordered s: ..` --> `for ordered t, ordered s: ..`"""
+    if len(loop.body) == 1 and isinstance(loop.body[0], Loop):
+        return replace(loop, ranges=(*loop.ranges, *loop.body[0].ranges), body=loop.body[0].body)
+    return loop
 
 
 def _sizes(node: Statement | Loop) -> list[Size]:
@@ -69,6 +93,8 @@ def merge_doubles(body: tuple[Statement | Loop, ...]) -> tuple[Statement | Loop,
     merged: list[Statement | Loop] = []
     times: list[int] = []
     for node in body:
+        if isinstance(node, Loop):
+            node = replace(node, body=merge_doubles(node.body))
         last = merged[-1] if merged else None
         if isinstance(node, Statement) and isinstance(last, Statement) and node.op == "+=" and _alike(last, node):
             times[-1] += 1

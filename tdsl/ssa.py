@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
-from tdsl.errors import SelfRead, Unsupported
+from tdsl.errors import SelfRead
 from tdsl.expand import witness
 from tdsl.extents import Sizes, as_expr, symbolic_ranges
 from tdsl.ir import (
@@ -73,7 +73,7 @@ class _Renamer:
     def run(self) -> Program:
         for n, node in enumerate(self.program.body):
             if isinstance(node, Loop):
-                self._loop(node)
+                self._loop(node, n)
             else:
                 self._statement(node, n)
             self.extents.note(node)
@@ -178,20 +178,33 @@ class _Renamer:
         self.fills[new] = Statement(ranges, Access(new, indices), "=", Const(identity))
         self.out.append(self.fills[new])
 
-    def _loop(self, node: Loop) -> None:
-        """A loop reads and writes one buffer throughout; only names that were written before it start a new version."""
-        written = {s.target.tensor for s in statements((node,))}
-        for name in sorted(written):
-            if name in self.current:
-                raise Unsupported(
-                    f"{name} is written before the ordered loop and inside it",
-                    span=node.span,
-                    help="write the loop's results to a tensor of their own",
-                )
-        for s in statements((node,)):
-            self.left[s.target.tensor] = 0
-            self.current[s.target.tensor] = s.target.tensor
+    def _loop(self, node: Loop, position: int) -> None:
+        """A loop reads and writes one buffer throughout: what was written before it is continued in place, or in a copy."""
+        targets = {s.target.tensor: s for s in statements((node,))}
+        for name, s in sorted(targets.items()):
+            old = self.current.get(name)
+            if old is not None and self._continues(name, position):
+                self.left[name] -= 1
+                self._rename_last(name, old)
+                continue
+            new = self._version(name)
+            if old is not None:
+                self.out.append(copy(old, new, len(s.target.subscripts), None if self.shapes is None else self.shapes[name]))
+            elif new != name:
+                self._fill(name, new, s.op)
+            self.current[name] = new
         self.out.append(_rename_loop(node, self.current))
+
+    def _continues(self, name: str, position: int) -> bool:
+        """Whether a loop may go on with the current version of `name`: it is no input, and nothing but the loop reads it."""
+        if self.current[name] in self.program.inputs:
+            return False
+        for node in reversed(self.program.body[:position]):
+            if any(t.target.tensor == name for t in statements((node,))):
+                return isinstance(node, Statement)
+            if any(a.tensor == name for a in reads(node)):
+                return False
+        return False
 
     def _renamed(self, expr: Expr) -> Expr:
         return rename_tensors(expr, self.current)

@@ -11,13 +11,17 @@ The rule is `_push`; the rest names cotangents, keeps ranges known where an oper
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from tdsl.affine import Bound
 from tdsl.errors import ArgumentError, Unsupported
 from tdsl.expand import expand, witness
-from tdsl.gather import gather_form
+from tdsl.extents import Sizes, as_expr, loop_ranges, symbolic_ranges
+from tdsl.gather import covers_whole, gather_form
 from tdsl.ir import (
+    REDUCTION_OF,
     Access,
     Call,
     Const,
@@ -33,12 +37,15 @@ from tdsl.ir import (
     Statement,
     bounds,
     fresh_name,
+    reads,
     statements,
     substitute,
     walk,
 )
-from tdsl.ops import OPS, cotangent
+from tdsl.ops import OPS, REDUCTIONS, cotangent
+from tdsl.printer import print_expr
 from tdsl.reassociate import reassociate
+from tdsl.recurrence import Recurrence
 from tdsl.simplify import drop_dead, simplify, simplify_expr
 from tdsl.ssa import ssa
 
@@ -53,7 +60,7 @@ def gradient(program: Program, wrt: Sequence[str] | None = None) -> Program:
     """
     swapper = _Swapper(program, wrt)
     whole = swapper.run()
-    gathered = gather_form(whole, {s.target.tensor for s in swapper.out})
+    gathered = gather_form(whole, {s.target.tensor for s in statements(tuple(swapper.out))})
     return drop_dead(reassociate(simplify(gathered, keep_all=True)))
 
 
@@ -88,25 +95,24 @@ class _Swapper:
         self.flat = ssa(expand(program))
         self.taken = {*self.flat.inputs, *(s.target.tensor for s in statements(self.flat.body))}
         self.grad: dict[str, str] = {}  # tensor -> name of its cotangent
-        self.out: list[Statement] = []
-        self.forward = tuple(s for s in self.flat.body if isinstance(s, Statement))
+        self.out: list[Statement | Loop] = []
+        self.forward = tuple(statements(self.flat.body))
+        self.recurrence: Recurrence | None = None  # the ordered loop whose gradient is being made
+        self.around: dict[str, tuple[Bound, Bound]] = {}  # its indices, and those of loops inside it
+        self.sizes = Sizes(self.flat)
+        for node in self.flat.body:
+            self.sizes.note(node)
 
     def run(self) -> Program:
         params = list(self.program.params)
         for external, output in zip(self.program.outputs, self.flat.outputs, strict=True):
             if output.name not in self.grad:
                 params.append(Param(self._cotangent(output.name, external.name), self._dims(output.name, external)))
-        self.loops = [node for node in self.flat.body if isinstance(node, Loop)]
-        for node in reversed(self.flat.body):
+        self.sizes.shapes.update({self.grad[name]: self.sizes.shapes[name] for name in self.grad})
+        for n, node in reversed(list(enumerate(self.flat.body))):
             if isinstance(node, Loop):
-                if any(s.target.tensor in self.grad for s in statements((node,))):
-                    raise Unsupported(
-                        "the gradient of an ordered loop is not built yet (swap rule)",
-                        span=node.span,
-                        help="write the backward recurrence as a program of its own",
-                    )
-                continue
-            if node.target.tensor in self.grad:
+                self._outermost(node, self.flat.body[:n])
+            elif node.target.tensor in self.grad:
                 self._swap(node)
         outputs = []
         first: dict[str, Size] = {}  # a size is spelled by the first parameter that has it
@@ -119,9 +125,25 @@ class _Swapper:
                 if param.name not in self.grad:
                     self._zeros(param.name, self._cotangent(param.name), len(param.dims))
                 outputs.append(Output(self.grad[param.name], sizes or None))
-        body = (*self.flat.body, *self.out)
+        body = (*self._declared(), *self.flat.body, *self.out)
         name = f"{self.program.name}_grad"
         return Program(name, tuple(params), tuple(outputs), body)
+
+    def _declared(self) -> Iterator[Statement]:
+        """An output of the program is no output here, and nothing declares its size: a fill does, where the first write covers less."""
+        for output in self.flat.outputs:
+            if output.name in self.flat.inputs or output.name not in self.sizes.declared:
+                continue
+            first = next((node for node in self.flat.body if any(t.target.tensor == output.name for t in statements((node,)))), None)
+            assert first is not None
+            inner = next(t for t in statements((first,)) if t.target.tensor == output.name)
+            around = loop_ranges(first, self.sizes) if isinstance(first, Loop) else {}
+            if not covers_whole(inner, self.sizes, around):
+                shape = self.sizes.shapes[output.name]
+                indices = tuple(Index(f"n{d}") for d in range(len(shape)))
+                ranges = tuple(Range(i.name, Const(0), size) for i, size in zip(indices, shape, strict=True))
+                start = REDUCTIONS[REDUCTION_OF[inner.op]].identity if inner.op in REDUCTION_OF else 0
+                yield Statement(ranges, Access(output.name, indices), "=", Const(int(start) if math.isfinite(start) else start))
 
     # -- the rule -----------------------------------------------------------------------------------------------------
 
@@ -129,17 +151,21 @@ class _Swapper:
         """The backward statements of one statement, then what its write cuts from the older version's cotangent."""
         seed: Expr = Access(self.grad[s.target.tensor], s.target.subscripts)
         updates = [t for t in self.forward if t.target.tensor == s.target.tensor]
-        y: Expr | None = s.target if s.op == "=" and len(updates) == 1 and not s.reduced else None
-        if s.op in ("*=", "max=", "min=") and len(updates) > 1:
+        running = self.recurrence is not None and not self.recurrence.once(s)
+        kept = self.recurrence is None or self.recurrence.keeps(s.target, s)
+        y: Expr | None = s.target if s.op == "=" and len(updates) == 1 and not s.reduced and kept else None
+        if s.op in ("*=", "max=", "min=") and (len(updates) > 1 or running):
             raise Unsupported(
                 f"the gradient of a partial `{s.op}` onto an older version (swap rule)",
                 span=s.span,
                 help="give the result a name of its own and combine it",
             )
+        if self.recurrence is not None and s.op == "=" and self.recurrence.overwrites(s):
+            seed = self._taken_out(s)
         seed = self._reduction(s, seed)
         for operand, g in _push(s.value, seed, (), y):
             self._accumulate(s, operand, simplify_expr(g))
-        if s.op == "=" and len(updates) > 1 and s is not updates[0]:
+        if self.recurrence is None and s.op == "=" and len(updates) > 1 and s is not updates[0]:
             target = replace(s.target, tensor=self.grad[s.target.tensor])
             self.out.append(replace(s, ranges=self._ranges(s, target, ZERO), target=target, value=ZERO))
 
@@ -152,7 +178,7 @@ class _Swapper:
             self.taken.add(ties)
             hit = Call("eq", (s.value, s.target))
             value = Call("where", (hit, Const(1.0), ZERO))
-            self.out.append(Statement(self._ranges(s, s.target, value), replace(s.target, tensor=ties), "+=", value, s.span))
+            self._emit(s, Statement(self._ranges(s, s.target, value), replace(s.target, tensor=ties), "+=", value, s.span))
             return Call("where", (hit, Call("div", (seed, replace(s.target, tensor=ties))), ZERO))
         if s.op == "*=" and s.reduced:  # the product of the other factors, right with zeros present and at every order
             fresh = {i: fresh_name(i, {*s.indices}) for i in s.reduced}
@@ -172,11 +198,7 @@ class _Swapper:
         name = operand.tensor
         if name in self.flat.inputs and name not in self.wrt:
             return
-        if (
-            name not in self.flat.inputs
-            and not any(t.target.tensor == name for t in self.forward)
-            and not any(t.target.tensor == name for t in statements(tuple(self.loops)))
-        ):
+        if name not in self.flat.inputs and not any(t.target.tensor == name for t in self.forward):
             return
         if name not in self.grad:
             self._cotangent(name)
@@ -185,7 +207,84 @@ class _Swapper:
             if name not in self.flat.inputs and (len(plain) < len(operand.subscripts) or plain & explicit):
                 self._zeros(name, self.grad[name], len(operand.subscripts), Const(0))  # an int: it raises no dtype
         target = Access(self.grad[name], operand.subscripts)
-        self.out.append(Statement(self._ranges(s, target, g), target, "+=", g, s.span))
+        self._emit(s, Statement(self._ranges(s, target, g), target, "+=", g, s.span))
+        self.sizes.shapes[target.tensor] = self.sizes.shapes[name]
+
+    def _emit(self, s: Statement, new: Statement) -> None:
+        """Adds a backward statement of `s`; what it reads of a recurrence must still be in memory."""
+        if self.recurrence is not None:
+            for access in reads(new):
+                if not self.recurrence.keeps(access, s):
+                    raise Unsupported(
+                        f"the gradient of this loop needs the value that {print_expr(access)} had at each step, and a later step overwrites it (swap rule)",
+                        span=access.span or s.span,
+                        help=f"give {access.tensor} the loop's index as a further subscript, so that every step writes elements of its own",
+                    )
+        self.out.append(new)
+
+    # -- ordered loops ------------------------------------------------------------------------------------------------
+
+    def _outermost(self, loop: Loop, earlier: tuple[Statement | Loop, ...]) -> None:
+        """The gradient of an ordered loop: the loop the other way round, over the swapped statements in the other order.
+
+        The cotangents of what the loop writes accumulate over its steps, so they exist before it.
+        """
+        active = self._active(loop)
+        if not active:
+            return
+        for name in active:
+            if name not in self.grad and name not in self.flat.inputs:
+                rank = next(len(s.target.subscripts) for s in self.forward if s.target.tensor == name)
+                self._zeros(name, self._cotangent(name), rank, Const(0))
+        self.recurrence = Recurrence(loop, self.sizes, tuple(statements(earlier)))
+        self._loop(loop)
+        self.recurrence = None
+
+    def _active(self, loop: Loop) -> tuple[str, ...]:
+        """The tensors that a cotangent reaches within a loop: those that have one, and what is read to make such a tensor."""
+        found = dict.fromkeys(s.target.tensor for s in statements((loop,)) if s.target.tensor in self.grad)
+        written = {s.target.tensor for s in self.forward}
+        known = -1
+        while known < len(found):
+            known = len(found)
+            for s in statements((loop,)):
+                if s.target.tensor in found:
+                    found.update(dict.fromkeys(a.tensor for a, _ in _push(s.value, Const(1.0), ()) if a.tensor in written or a.tensor in self.wrt))
+        return tuple(found)
+
+    def _loop(self, loop: Loop) -> None:
+        forward, around = self.out, self.around
+        before = loop_ranges(loop, self.sizes)
+        unknown = next((r for r in loop.ranges if r.index not in before), None)
+        if unknown is not None:
+            raise Unsupported(
+                f"the range of ordered index {unknown.index} is not known from a plain use of it (swap rule)",
+                span=unknown.span or loop.span,
+                help=f"give it one: `for {unknown.order} {unknown.index} in lo:hi`",
+            )
+        self.out, self.around = [], {**around, **before}
+        for child in reversed(loop.body):
+            if isinstance(child, Loop):
+                self._loop(child)
+            elif child.target.tensor in self.grad:
+                self._swap(child)
+        body, self.out, self.around = tuple(self.out), forward, around
+        if body:
+            turned = Loop(tuple(replace(r, order="ordered" if r.order == "reversed" else "reversed") for r in loop.ranges), body, loop.span)
+            after = loop_ranges(turned, self.sizes)
+            ranges = tuple(r if r.lo is not None or after.get(r.index) == before[r.index] else _settled(r, before[r.index]) for r in turned.ranges)
+            self.out.append(replace(turned, ranges=ranges))
+
+    def _taken_out(self, s: Statement) -> Expr:
+        """The cotangent of elements that `s` overwrites, in a tensor of its own: the older values' cotangent starts from zero."""
+        name = fresh_name(f"{s.target.tensor}.seed", self.taken)
+        self.taken.add(name)
+        grad = replace(s.target, tensor=self.grad[s.target.tensor])
+        seed = Access(name, tuple(Index(i) for i in (*self.around, *s.indices)))
+        self.out.append(Statement(self._ranges(s, seed, grad), seed, "=", grad, s.span))
+        self.out.append(Statement(self._ranges(s, grad, ZERO), grad, "=", ZERO, s.span))
+        self.sizes.note(self.out[-2], self.around)
+        return seed
 
     # -- names and ranges ---------------------------------------------------------------------------------------------
 
@@ -193,26 +292,23 @@ class _Swapper:
         name = fresh_name(f"{external or tensor}.grad", self.taken)
         self.taken.add(name)
         self.grad[tensor] = name
+        if tensor in self.flat.inputs:  # a declared size; that of an intermediate is known after its first write
+            self.sizes.shapes[name] = self.sizes.shapes[tensor]
         return name
 
     def _zeros(self, tensor: str, grad: str, rank: int, zero: Const = ZERO) -> None:
         indices = tuple(Index(f"n{d}") for d in range(rank))
-        ranges = tuple(Range(i.name, Const(0), Size(tensor, d)) for d, i in enumerate(indices))
+        ranges = tuple(Range(i.name, Const(0), size) for i, size in zip(indices, self.sizes.shapes[tensor], strict=True))
         self.out.append(Statement(ranges, Access(grad, indices), "=", zero))
+        self.sizes.shapes[grad] = self.sizes.shapes[tensor]
 
     def _ranges(self, s: Statement, target: Access, value: Expr) -> tuple[Range, ...]:
-        """The loops of `s` for a new statement: explicit where the operand that settled an index is no longer read."""
-        sized = {o.name for o in self.flat.outputs if o.sizes is not None}
-        grads = {self.grad[t] for t in self.grad}
-        result = []
-        for r in s.ranges:
-            before = witness(r.index, s.value, *s.target.subscripts)
-            after = witness(r.index, value, *target.subscripts)
-            trusted = after is not None and (after.tensor not in grads or s.target.tensor not in sized)
-            if r.lo is None and before is not None and not trusted:
-                r = replace(r, lo=Const(0), hi=before)
-            result.append(r)
-        return tuple(result)
+        """The loops of `s` for a new statement: explicit where what settled an index is no longer read."""
+        before = symbolic_ranges(s, self.sizes, self.around)
+        after = symbolic_ranges(Statement(s.ranges, target, "+=", value), self.sizes, self.around)
+        return tuple(
+            r if r.lo is not None or r.index not in before or after.get(r.index) == before[r.index] else _settled(r, before[r.index]) for r in s.ranges
+        )
 
     def _dims(self, tensor: str, external: Output) -> tuple[str, ...]:
         """Names for the sizes of an output's cotangent: those of the inputs where the output's sizes are theirs."""
@@ -223,16 +319,16 @@ class _Swapper:
             return next(p.dims for p in self.program.params if p.name == tensor)
         result = []
         for d, subscript in enumerate(definition.target.subscripts):
-            size: Expr | None = external.sizes[d] if external.sizes is not None else None
-            explicit = external.sizes is not None
-            if not explicit and isinstance(subscript, Index):
-                settled = any(r.index == subscript.name and r.lo is None for r in definition.ranges)
-                size = witness(subscript.name, definition.value) if settled else None
+            size: Expr | None = external.sizes[d] if external.sizes is not None else self.sizes.shapes[tensor][d]
             known = names.get(size) if isinstance(size, Size) else None
             wanted = subscript.name if isinstance(subscript, Index) else "n"
             result.append(known or fresh_name(wanted, used))
             used.add(result[-1])
         return tuple(result)
+
+
+def _settled(r: Range, bounds: tuple[Bound, Bound]) -> Range:
+    return replace(r, lo=as_expr(bounds[0]), hi=as_expr(bounds[1]))
 
 
 def _push(expr: Expr, g: Expr, guards: tuple[Expr, ...], y: Expr | None = None) -> Iterator[tuple[Access, Expr]]:

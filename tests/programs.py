@@ -185,7 +185,8 @@ def check(program: Program, args: Sequence[Any], backend: str, scale: float = 1.
     inferred = infer(program, of.specs, of.values)
     for name, actual, value in zip(program.results, found, wanted, strict=True):
         assert str(actual.dtype) == f"torch.{inferred.dtypes[name]}", f"{backend}: {name} is {actual.dtype}, not {inferred.dtypes[name]}"
-        assert_close(actual, value, tolerance_of(args, scale), f"{backend}: {name} of\n{program}\n")
+        tolerance = max(tolerance_of(args, scale), TOLERANCE.get(actual.dtype, 0.0))
+        assert_close(actual, value, tolerance, f"{backend}: {name} of\n{program}\n")
 
 
 def resized(case: Case, old: int, new: int) -> Case:

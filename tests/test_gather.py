@@ -55,8 +55,14 @@ def test_convolution(stride: int, dilation: int, kernel: int) -> None:
 
 
 CASES = {
-    "two dimensions": ("def f(X[b,h,w], G[b,y,x], W[r,q]) -> D[b,h,w]: D[b,2*y+r,x+2*q] += G[b,y,x] * W[r,q]", {"X": (2, 7, 6), "G": (2, 3, 2), "W": (3, 3)}),
-    "pooled": ("def f(X[n], G[i]) -> D[n]: for i, r in 0:3: D[2*i+r] += where(X[2*i+r] == G[i], G[i] / (1 + X[2*i+r] ** 2), 0.0)", {"X": (9,), "G": (4,)}),
+    "two dimensions": (
+        "def f(X[b,h,w], G[b,y,x], W[r,q]) -> D[b,h,w]: D[b,2*y+r,x+2*q] += G[b,y,x] * W[r,q]",
+        {"X": (2, 7, 6), "G": (2, 3, 2), "W": (3, 3)},
+    ),
+    "pooled": (
+        "def f(X[n], G[i]) -> D[n]: for i, r in 0:3: D[2*i+r] += where(X[2*i+r] == G[i], G[i] / (1 + X[2*i+r] ** 2), 0.0)",
+        {"X": (9,), "G": (4,)},
+    ),
     "apart": ("def f(X[n], G[i]) -> D[n]: for i, r in 0:3: D[3*i+r] += G[i] * X[3*i+r]", {"X": (13,), "G": (4,)}),
     "apart too short": ("def f(X[n], G[i]) -> D[n]: for i, r in 0:2: D[3*i+r] += G[i]", {"X": (13,), "G": (4,)}),
     "diagonal": ("def f(A[n,n], G[n]) -> D[n,n]: D[i,i] += G[i]", {"A": (4, 4), "G": (4,)}),
@@ -73,7 +79,10 @@ CASES = {
     "circular": ("def f(X[n], G[n], W[k]) -> D[n]: D[(i-k)%size(X, 0)] += G[i] * W[k]", {"X": (5,), "G": (5,), "W": (3,)}),
     "circular, long window": ("def f(X[n], G[n], W[k]) -> D[n]: D[(i-k)%size(X, 0)] += G[i] * W[k]", {"X": (3,), "G": (3,), "W": (5,)}),
     "circular, several turns": ("def f(X[n], G[m], W[k]) -> D[n]: D[(k-i)%size(X, 0)] += G[i] * W[k]", {"X": (3,), "G": (7,), "W": (2,)}),
-    "circular, a part of a turn": ("def f(X[n], G[m], W[k]) -> D[n]: for i in 1:3, k: D[(i+k)%size(X, 0)] += G[i] * W[k]", {"X": (5,), "G": (4,), "W": (4,)}),
+    "circular, a part of a turn": (
+        "def f(X[n], G[m], W[k]) -> D[n]: for i in 1:3, k: D[(i+k)%size(X, 0)] += G[i] * W[k]",
+        {"X": (5,), "G": (4,), "W": (4,)},
+    ),
     "modulo a number": ("def f(X[n], G[m]) -> D[n]: D[i%3] += G[i]", {"X": (4,), "G": (8,)}),
     "repeated": ("def f(X[n], G[m]) -> D[n]: D[i//2] += G[i]", {"X": (4,), "G": (7,)}),
     "grouped": ("def f(X[g,d], G[h,d], n) -> D[g,d]: D[h//n,d] += G[h,d] * G[h,d]", {"X": (2, 3), "G": (6, 3), "n": 3}),
@@ -85,15 +94,24 @@ CASES = {
     "no kernel": ("def f(X[n], G[m]) -> D[n]: for i in 0:3, r in 0:0: D[2*i+r] += G[i]", {"X": (6,), "G": (6,)}),
     "empty tensor": ("def f(X[n], G[m]) -> D[n]: for i in 0:0, r in 0:2: D[2*i+r] += G[i]", {"X": (0,), "G": (0,)}),
     "by an affine bound": ("def f(X[n], W[r], g) -> D[n]: D[2*x+r] += g * W[r]", {"X": (9,), "W": (3,), "g": 2}),
-    "by two affine bounds": ("def f(X[n], Z[m], W[r], g) -> D[n]: D[x+r] += g * W[r] * Z[x+2*r]", {"X": (9,), "Z": (7,), "W": (3,), "g": 2}),
+    "by two affine bounds": (
+        "def f(X[n], Z[m], W[r], g) -> D[n]: D[x+r] += g * W[r] * Z[x+2*r]",
+        {"X": (9,), "Z": (7,), "W": (3,), "g": 2},
+    ),
     "by its name": ("def f(X[n], g) -> D[n]: for n: D[n] += g", {"X": (4,), "g": 2}),
     "a triangle": ("def f(X[n], G[n,n]) -> D[n]: for i, j in 0:i+1: D[i-j] += G[i,j]", {"X": (5,), "G": (5, 5)}),
     "an index as a value": ("def f(X[n], W[r], G[x]) -> D[n]: D[2*x+r] += G[x] * x - W[r] * r * x", {"X": (9,), "W": (3,), "G": (4,)}),
     "clamped reads": ("def f(X[n], W[r], G[x]) -> D[n]: D[2*x+r] += G[clamp(x-1)] * W[r] * G[x]", {"X": (9,), "W": (3,), "G": (4,)}),
-    "not finite at zero": ("def f(X[n], W[r], G[x]) -> D[n]: D[x+r] += G[x] * log(G[x] ** 2) * W[r] / G[x]", {"X": (6,), "W": (3,), "G": (4,)}),
+    "not finite at zero": (
+        "def f(X[n], W[r], G[x]) -> D[n]: D[x+r] += G[x] * log(G[x] ** 2) * W[r] / G[x]",
+        {"X": (6,), "W": (3,), "G": (4,)},
+    ),
     "an equation": ("def f(A[n,m], X[n]) -> D[n]: for i, v: D[i] += where(v == i and i > 1, A[i,v], 0)", {"A": (4, 6), "X": (4,)}),
     "an equation outside": ("def f(A[n,m], X[n]) -> D[n]: for i, v: D[i] += where(v == i + 2, A[i,v] + 1, 0)", {"A": (4, 4), "X": (4,)}),
-    "divisible": ("def f(G[x], H[n], W[r]) -> D[x]: D[pad((u-r+1)//2)] += where((u - r + 1) % 2 == 0, H[u] * W[r], 0)", {"G": (4,), "H": (8,), "W": (3,)}),
+    "divisible": (
+        "def f(G[x], H[n], W[r]) -> D[x]: D[pad((u-r+1)//2)] += where((u - r + 1) % 2 == 0, H[u] * W[r], 0)",
+        {"G": (4,), "H": (8,), "W": (3,)},
+    ),
 }  # fmt: skip
 UNCHANGED = {
     "a scatter": ("def f(X[n], p[k], G[k]) -> D[n]: D[p[i]] += G[i]", {"X": (4,), "G": (3,)}),
