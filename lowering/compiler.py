@@ -14,13 +14,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from lowering import tile_ir
+from lowering.contraction import contraction, plain
+from lowering.evaluate import Memory
 from lowering.kernel_source import KernelSource
 from lowering.normalize import extents, normalize
-from lowering.plan import Plan, contraction, plain
+from lowering.plan import Plan
 from lowering.plan import plan as make_plan
 from lowering.schedule import Schedule, default_schedule
 from lowering.targets import TARGETS, Target
-from lowering.tiling import Memory, identity, tile
+from lowering.tiling import identity, tile
 from lowering.torch_source import literal_shape, parameters, torch_source
 from lowering.triton_source import triton_source
 from tdsl.dtypes import category, dtype_of, written

@@ -1,7 +1,7 @@
 """Reads and writes at computed places that need not go through memory.
 
-    y[n] = S[n,t[n]]            -->  S.at[n] += A[n,d]*B[t[n],d];  y[n] = S.at[n]     (S[n,v] += A[n,d]*B[v,d])
-    T[n,v] = 0; T[n,t[n]] += e  -->  T[n,v] = 0 + where(v == t[n], e, 0)
+y[n] = S[n,t[n]]            -->  S.at[n] += A[n,d]*B[t[n],d];  y[n] = S.at[n]     (S[n,v] += A[n,d]*B[v,d])
+T[n,v] = 0; T[n,t[n]] += e  -->  T[n,v] = 0 + where(v == t[n], e, 0)
 """
 
 from __future__ import annotations
@@ -11,7 +11,23 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
-from tdsl.ir import Access, Call, Clamp, Const, Expr, Index, Pad, Program, Range, Statement, free_indices, fresh_name, rebuild, statements, substitute, walk
+from tdsl.ir import (
+    Access,
+    Call,
+    Clamp,
+    Const,
+    Expr,
+    Index,
+    Pad,
+    Program,
+    Range,
+    Statement,
+    free_indices,
+    fresh_name,
+    rebuild,
+    statements,
+    substitute,
+)
 from tdsl.simplify import simplify_expr
 
 # A sum is made again for single elements if those are so many times fewer than all of them.
@@ -48,7 +64,9 @@ def points(program: Program) -> Program:
     return replace(program, body=tuple(result))
 
 
-def _replaced(s: Statement, e: Expr, sums: Mapping[str, Statement], taken: set[str], added: list[Statement], made: dict[Expr, Access]) -> Expr:
+def _replaced(
+    s: Statement, e: Expr, sums: Mapping[str, Statement], taken: set[str], added: list[Statement], made: dict[Expr, Access]
+) -> Expr:
     e = rebuild(e, lambda x: _replaced(s, x, sums, taken, added, made))
     if not (isinstance(e, Access) and e.tensor in sums) or all(isinstance(i, Index) for i in e.subscripts):
         return e

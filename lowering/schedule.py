@@ -10,7 +10,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lowering.plan import WHOLE_TILE, Contraction, KernelPlan, accesses, contraction
+from lowering.contraction import Contraction, accesses, contraction
+from lowering.kernel_shape import WHOLE_TILE
+from lowering.plan import KernelPlan
 from lowering.targets import Target
 from tdsl.ir import Index, free_indices
 from tdsl.ops import DTYPES
@@ -82,7 +84,9 @@ def _whole(kernel: KernelPlan) -> Schedule:
 # Contractions (GPU)
 
 
-def _contraction(kernel: KernelPlan, c: Contraction, strides: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str], target: Target) -> Schedule:
+def _contraction(
+    kernel: KernelPlan, c: Contraction, strides: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str], target: Target
+) -> Schedule:
     """128 x 128 accumulators where the shape has them, halved while the grid leaves a fifth of the chip idle (the formula of
     Helion's TritonH100MatmulHeuristic, BSD-3); 8 warps from 128 x 128 on, since elementwise prologues at 4 warps spill."""
     size = kernel.extents
@@ -222,7 +226,7 @@ def _general(kernel: KernelPlan, strides: Mapping[str, tuple[int, ...]], target:
     outer = [axis for axis in axes if axis[0] in kernel.grid]
     leading = _leading(kernel, strides)
     wide = [axis for axis in axes if any(i in leading for i in axis)] or axes[-1:]
-    tiles = {axis: 1 for axis in axes}
+    tiles = dict.fromkeys(axes, 1)
     resident = len(kernel.statements) > 1 and bool(inner) and not kernel.stream
     if resident:
         tiles.update({axis: power_of_two(size[axis]) for axis in inner})

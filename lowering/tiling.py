@@ -8,43 +8,23 @@ accumulated lane by lane and folded once after its loop, which adds long sums pa
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from lowering import tile_ir as ir
+from lowering.contraction import Contraction, contraction, plain
+from lowering.evaluate import Evaluator, Memory
 from lowering.limits import limits
-from lowering.plan import Contraction, KernelPlan, contraction, plain
+from lowering.plan import KernelPlan
 from lowering.schedule import Schedule
 from lowering.stream import OLD, Reduction, passes
-from tdsl.dtypes import SCALAR, TENSOR, WEAK, Typed, dtype_of, join
+from tdsl.dtypes import SCALAR, TENSOR, Typed, dtype_of, join
 from tdsl.errors import Unsupported
-from tdsl.ir import REDUCTION_OF, Access, Call, Clamp, Const, Expr, Index, Pad, Statement, free_indices, rebuild, walk
-from tdsl.ops import DTYPES, OPS, REDUCTIONS
+from tdsl.ir import REDUCTION_OF, Access, Expr, Statement, free_indices
+from tdsl.ops import DTYPES, REDUCTIONS
 from tdsl.simplify import product
 
 _STORE_MODE = {"=": "set", "+=": "add", "max=": "max", "min=": "min"}
 _PRODUCT = "%product"  # the accumulated dot, under the name by which its epilogue reads it
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """What a kernel must know of the tensors, by name: shape, strides in elements, dtype.
-
-    numbers: those that are Python numbers; by_value: whether they are passed as such (as float32) or through memory.
-    updated: those that more than one statement writes. stored: dtypes in memory, where they are not those that promotion uses.
-    """
-
-    shapes: Mapping[str, tuple[int, ...]]
-    strides: Mapping[str, tuple[int, ...]]
-    dtypes: Mapping[str, str]
-    numbers: frozenset[str] = frozenset()
-    by_value: bool = True
-    updated: frozenset[str] = frozenset()
-    stored: Mapping[str, str] = field(default_factory=dict)
-
-    def storage(self, tensor: str) -> str:
-        """The dtype that a tensor has in memory."""
-        return self.stored.get(tensor, self.dtypes[tensor])
 
 
 def tile(kernel: KernelPlan, schedule: Schedule, memory: Memory, *, exact: bool) -> ir.Kernel:
@@ -63,51 +43,15 @@ def identity(reduction: str, dtype: str) -> float | int | bool:
     return bool(value) if d.kind == "bool" else int(value)
 
 
-class _Scope:
-    """One loop body under construction; `axis` is None outside of all loops."""
-
-    def __init__(self, axis: ir.Axis | None):
-        self.axis = axis
-        self.ops: list[ir.Operation] = []
-        self.known: dict[object, ir.Value] = {}
-        self.locals: dict[str, ir.Value] = {}  # tensors that this kernel has computed here
-
-
-class _Tiler:
-    def __init__(self, kernel: KernelPlan, schedule: Schedule, memory: Memory, exact: bool):
-        self.plan = kernel
-        self.schedule = schedule
-        self.memory = memory
-        self.exact = exact
-        self.axes = tuple(self._axis(indices, tile) for indices, tile in schedule.axes)
-        self.axis_of = {name: axis for axis in self.axes for name, _ in axis.indices}
-        self.order = {axis.name: n for n, axis in enumerate(self.axes)}
-        self.scopes = [_Scope(None)]
-        self.level: dict[str, int] = {}
-        self.typed: dict[str, Typed] = {}
-        self.values: dict[str, ir.Value] = {}
-        self.inside = {s.target.tensor: s for s in kernel.statements if s.reduced and plain(s.target) and s.target.tensor not in memory.updated}
-        self.definitions = {s.target.tensor: s for s in kernel.statements if not s.reduced and plain(s.target) and s.target.tensor not in memory.updated}
-        self.buffers: dict[str, ir.Buffer] = {}
-        self.zero_filled: dict[str, frozenset[str]] = {}
-        self.names: set[str] = {i for i in kernel.extents} | {a.name for a in self.axes}
-
-    def _axis(self, indices: tuple[str, ...], tile: int) -> ir.Axis:
-        sizes = tuple((i, self.plan.extents[i]) for i in indices)
-        extent = math.prod(n for _, n in sizes)
-        role = "grid" if indices[0] in self.plan.grid else "loop"
-        if (self.exact or role == "loop") and tile >= extent:
-            role, tile = "whole", (extent if self.exact else tile)
-        return ir.Axis("_".join(indices), sizes, tile, role, not self.exact and (extent == 0 or extent % tile != 0))
-
+class _Tiler(Evaluator):
     def run(self) -> ir.Kernel:
         self._statements()
         wide = any(_span(b) >= 2**31 for b in self.buffers.values())
         order = [*self.plan.reads, *self.plan.writes]
         buffers = tuple(sorted(self.buffers.values(), key=lambda b: order.index(b.tensor)))
-        return ir.Kernel(
-            self.plan.name, self.plan.notation, self.axes, buffers, tuple(self.scopes[0].ops), self.schedule.num_warps, self.schedule.num_stages, self.schedule.group, wide
-        )  # fmt: skip
+        plan, schedule = self.plan, self.schedule
+        body = tuple(self.scopes[0].ops)
+        return ir.Kernel(plan.name, plan.notation, self.axes, buffers, body, schedule.num_warps, schedule.num_stages, schedule.group, wide)
 
     def _statements(self) -> None:
         """Reductions in order, those over a streamed axis pass by pass; then what is stored element by element."""
@@ -145,218 +89,14 @@ class _Tiler:
         self.store(s, self.read(s.target) if s.reduced and s.target.tensor in self.inside else self.as_value(self.eval(s.value)))
         self.leave(loops)
 
-    # -- scopes and value numbering -----------------------------------------------------------------------------------
-
-    def enter(self, loops: list[ir.Axis]) -> None:
-        for axis in loops:
-            self.scopes.append(_Scope(axis))
-
-    def leave(self, loops: list[ir.Axis], lo: Expr | None = None, hi: Expr | None = None) -> None:
-        for axis in reversed(loops):
-            scope = self.scopes.pop()
-            self.scopes[-1].ops.append(ir.For(axis, tuple(scope.ops), lo, hi))
-
-    def level_of_index(self, name: str) -> int:
-        """The depth of the loop that sets an index (or computed the value of that name)."""
-        if name in self.values:
-            return self.level[name]
-        axis = self.axis_of[name]
-        return next((n for n, scope in enumerate(self.scopes) if scope.axis is axis), 0)
-
-    def make(self, key: object, base: str, axes: tuple[str, ...], typed: Typed, dtype: str, level: int) -> tuple[ir.Value, bool]:
-        """The value known under `key` in an open scope, or a new one (and True)."""
-        for scope in self.scopes[: level + 1]:
-            if key in scope.known:
-                return scope.known[key], False
-        value = ir.Value(self.fresh(base), axes, dtype)
-        self.typed[value.name] = typed
-        self.level[value.name] = level
-        self.values[value.name] = value
-        self.scopes[level].known[key] = value
-        return value, True
-
-    def fresh(self, base: str) -> str:
-        """A Python name that is not taken, after a tensor or an operation."""
-        base = identifier(base).lower()
-        name, number = base, 1
-        while name in self.names or name in _RESERVED:
-            name = f"{base}{number}"
-            number += 1
-        self.names.add(name)
-        return name
-
-    def sort(self, axes: set[str]) -> tuple[str, ...]:
-        return tuple(sorted(axes, key=self.order.__getitem__))
-
-    def tile_axes(self, indices: tuple[str, ...]) -> set[str]:
-        """The tile axes along which something with these indices and integer values varies."""
-        found: set[str] = set()
-        for i in indices:
-            if i in self.values:
-                found |= set(self.values[i].axes)
-            elif not self.axis_of[i].scalar:
-                found.add(self.axis_of[i].name)
-        return found
-
-    # -- expressions --------------------------------------------------------------------------------------------------
-
-    def eval(self, expr: Expr) -> ir.Operand:
-        """The value of an expression, in the dtype that arithmetic on it runs in."""
-        match expr:
-            case Const(value=value):
-                return value
-            case Access():
-                return self.cast(self.read(expr), None)
-            case Index():
-                axes = self.sort(self.tile_axes((expr.name,)))
-                value, new = self.make(("index", expr), f"{expr.name}_value", axes, ("int64", WEAK), "int64", self.level_of_index(expr.name))
-                if new:
-                    self.emit(value, ir.IndexOf(value, expr))
-                return value
-            case Call(op="stop_gradient", args=(x,)):
-                return self.eval(x)
-            case Call(op="pow", args=(x, Const(value=int() as n))) if 0 < n <= 8 and type(n) is int:
-                base = self.eval(x)
-                return base if n == 1 else self.call("mul", [self.eval(Call("pow", (x, Const(n - 1)))), base])
-            case Call(op="pow", args=(x, Const(value=power))) if power == 0.5:
-                return self.call("sqrt", [self.eval(x)])
-            case Call(op=op, args=args):
-                return self.call(op, [self.eval(a) for a in args])
-        raise Unsupported(f"{type(expr).__name__} cannot stand in a kernel (tiling)", span=expr.span)
-
-    def type_of(self, v: ir.Operand) -> Typed:
-        return self.typed[v.name] if isinstance(v, ir.Value) else dtype_of(Const(v), {}, {})
-
-    def call(self, op: str, args: list[ir.Operand]) -> ir.Operand:
-        """One scalar function on tiles: arguments cast to the dtype it runs in."""
-        row = OPS[op]
-        if not any(isinstance(a, ir.Value) for a in args):
-            args = [self.full(args[0], dtype_of(Const(args[0]), {}, {})), *args[1:]]  # type: ignore[arg-type]
-        types = [self.type_of(a) for a in args]
-        operands = types[1:] if row.kind == "branch" else types
-        common = operands[0]
-        for t in operands[1:]:
-            common = join(common, t)
-        if row.kind == "float" and DTYPES[common[0]].kind != "float":
-            common = ("float32", common[1])
-        if op in DTYPES:
-            return self.cast_to(self.as_value(args[0]), op, (op, common[1]))
-        compute = "bool" if op in ("and", "or", "not") else DTYPES[common[0]].compute
-        if compute == "bool" and op in ("add", "mul", "sub", "neg", "maximum", "minimum", "abs", "sign", "max", "min"):
-            compute = "int64"
-        cast = [self.cast(a, "bool" if row.kind == "branch" and n == 0 else compute) for n, a in enumerate(args)]
-        if op == "div" and self._reciprocal(*cast):
-            return self.call("mul", [args[0], self.call("div", [1.0, args[1]])])
-        if op in ("floor", "ceil") and DTYPES[compute].kind != "float":
-            return cast[0]
-        result = "bool" if row.kind == "bool" else compute
-        typed: Typed = ("bool", common[1]) if row.kind == "bool" else common
-        if compute == "int64" and typed[0] == "bool" and row.kind != "bool":
-            typed = ("int64", typed[1])
-        axes = self.sort({axis for a in cast if isinstance(a, ir.Value) for axis in a.axes})
-        level = max(self.level[a.name] for a in cast if isinstance(a, ir.Value))
-        key = (op, tuple((a.name if isinstance(a, ir.Value) else (type(a), a)) for a in cast))
-        value, new = self.make(key, _RESULT_NAMES.get(op, op), axes, typed, result, level)
-        if new:
-            self.emit(value, ir.Elementwise(value, op, tuple(cast)))
-        return value
-
-    def _reciprocal(self, a: ir.Operand, b: ir.Operand) -> bool:
-        """Whether to divide once and multiply often: the divisor varies less than what it divides."""
-        if self.exact or not (isinstance(a, ir.Value) and isinstance(b, ir.Value)):
-            return False
-        return len(b.axes) < len(a.axes) or self.level[b.name] < self.level[a.name]
-
-    def cast(self, v: ir.Operand, compute: str | None) -> ir.Operand:
-        """`v` in a compute dtype; None: in the one that its own dtype is computed in. Numbers are cast where they are used."""
-        if not isinstance(v, ir.Value):
-            if compute is not None and DTYPES[compute].kind == "float" and not isinstance(v, float):
-                return float(v)
-            return bool(v) if compute == "bool" else v
-        wanted = compute or DTYPES[v.dtype].compute
-        return v if v.dtype == wanted else self.cast_to(v, wanted, self.typed[v.name])
-
-    def cast_to(self, v: ir.Value, dtype: str, typed: Typed) -> ir.Value:
-        if v.dtype == dtype:
-            return v
-        value, new = self.make((dtype, v.name), v.name, v.axes, typed, dtype, self.level[v.name])
-        if new:
-            self.zero_filled[value.name] = self.zero_filled.get(v.name, frozenset())
-            self.emit(value, ir.Elementwise(value, dtype, (v,)))
-        return value
-
-    def full(self, fill: float | int | bool, typed: Typed, axes: tuple[str, ...] = (), dtype: str | None = None) -> ir.Value:
-        """A tile of one number."""
-        dtype = dtype or DTYPES[typed[0]].compute
-        value, new = self.make(("full", type(fill), str(fill), axes, dtype), "number", axes, typed, dtype, 0)
-        if new:
-            self.emit(value, ir.Full(value, fill))
-        return value
-
-    def as_value(self, v: ir.Operand) -> ir.Value:
-        return v if isinstance(v, ir.Value) else self.full(v, dtype_of(Const(v), {}, {}))
-
-    def emit(self, value: ir.Value, op: ir.Operation) -> None:
-        self.scopes[self.level[value.name]].ops.append(op)
-
-    # -- memory -------------------------------------------------------------------------------------------------------
-
-    def read(self, access: Access) -> ir.Value:
-        """A tensor's elements as they are stored, or the value of one that this kernel computes."""
-        for scope in reversed(self.scopes):
-            if access.tensor in scope.locals:
-                return scope.locals[access.tensor]
-        if access.tensor in self.definitions:
-            return self.as_value(self.eval(self.definitions[access.tensor].value))
-        if access.tensor in self.inside:
-            value = self.reduce(self.inside[access.tensor])
-            self.scopes[self.level[value.name]].locals[access.tensor] = value
-            return value
-        buffer = self.buffer(access.tensor)
-        subscripts = tuple(self.subscript(e) for e in access.subscripts)
-        names = tuple(dict.fromkeys(i for e in subscripts for i in free_indices(e)))
-        level = max((self.level_of_index(i) for i in names), default=0)
-        axes = self.sort(self.tile_axes(names))
-        category = TENSOR if access.subscripts else WEAK if access.tensor in self.memory.numbers else SCALAR
-        value, new = self.make(("load", buffer.name, subscripts), access.tensor, axes, (self.memory.dtypes[access.tensor], category), buffer.dtype, level)
-        if new:
-            self.zero_filled[value.name] = frozenset(axes)
-            self.emit(value, ir.Load(value, buffer, subscripts))
-        return value
-
-    def subscript(self, expr: Expr) -> Expr:
-        """An integer expression of loop indices; what is read from memory inside it becomes the name of a value."""
-        if isinstance(expr, Access):
-            return Index(self.as_value(self.cast(self.read(expr), "int64")).name)
-        if isinstance(expr, Pad):
-            return Pad(self.subscript(expr.value))
-        if isinstance(expr, Clamp):
-            return Clamp(self.subscript(expr.value))
-        return rebuild(expr, self.subscript)
-
-    def buffer(self, tensor: str) -> ir.Buffer:
-        if tensor not in self.buffers:
-            memory = self.memory
-            name = self._buffer_name(tensor)
-            self.buffers[tensor] = ir.Buffer(name, tensor, memory.shapes[tensor], memory.strides[tensor], memory.storage(tensor), memory.by_value and tensor in memory.numbers)
-        return self.buffers[tensor]
-
-    def _buffer_name(self, tensor: str) -> str:
-        base = identifier(f"d{tensor[:-5]}" if tensor.endswith(".grad") else tensor)
-        name, number = base, 1
-        while name in self.names or name in _RESERVED:
-            name = f"{base}_{number}"
-            number += 1
-        self.names.add(name)
-        return name
-
     def store(self, s: Statement, value: ir.Value) -> None:
         """Writes a statement's value; into what stands there, where other writes of the target came before or may collide."""
         buffer = self.buffer(s.target.tensor)
         collides = s.target.tensor in self.memory.updated or not plain(s.target)
         mode = _STORE_MODE.get(s.op, "") if collides else "set"
         if not mode:
-            raise Unsupported(f"`{s.op}` into an older version of {s.target.tensor} or at computed places cannot be compiled yet (tiling)", span=s.span, help="give the result a name of its own")
+            what = f"`{s.op}` into an older version of {s.target.tensor} or at computed places cannot be compiled yet (tiling)"
+            raise Unsupported(what, span=s.span, help="give the result a name of its own")
         subscripts = tuple(self.subscript(e) for e in s.target.subscripts)
         axes = self.sort(self.tile_axes(tuple(dict.fromkeys(i for e in subscripts for i in free_indices(e)))) | set(value.axes))
         self.scopes[-1].ops.append(ir.Store(buffer, subscripts, self.cast_to(value, buffer.dtype, self.typed[value.name]), axes, mode))
@@ -396,14 +136,6 @@ class _Tiler:
         """carry <- old combined with term."""
         total = self._new(combine, carry.axes, carry.dtype, self.typed[carry.name])
         self.scopes[-1].ops += [ir.Elementwise(total, combine, (old, term)), ir.Assign(carry, total)]
-
-    def _new(self, base: str, axes: tuple[str, ...], dtype: str, typed: Typed) -> ir.Value:
-        """A value made in the innermost scope, outside of value numbering."""
-        value = ir.Value(self.fresh(base), axes, dtype)
-        self.typed[value.name] = typed
-        self.level[value.name] = len(self.scopes) - 1
-        self.values[value.name] = value
-        return value
 
     def fold(self, s: Statement, value: ir.Value, folded: tuple[str, ...], reduction: str, typed: Typed) -> ir.Value:
         """`value` reduced along some axes."""
@@ -517,7 +249,14 @@ class _Tiler:
         outside = tuple(a.name for a in self.axes if a.name in axes and a.masked)
         if not outside or (fill == 0 and set(outside) <= self.zero_filled.get(value.name, frozenset())):
             return value
-        result, new = self.make(("mask", value.name, outside, str(fill)), value.name, value.axes, self.typed[value.name], value.dtype, self.level[value.name])
+        result, new = self.make(
+            ("mask", value.name, outside, str(fill)),
+            f"{value.name}_inside",
+            value.axes,
+            self.typed[value.name],
+            value.dtype,
+            self.level[value.name],
+        )
         if new:
             self.emit(result, ir.Mask(result, value, outside, fill))
         return result
@@ -534,7 +273,13 @@ class _Tiler:
         if self.exact:
             return whole
         sizes = all(self.axis_of[group[0]].tile >= 16 for group in (c.m, c.n, c.k))
-        return whole and sizes and all(len(g) == 1 for g in groups) and len(set().union(*groups)) == 3 and all(self.axis_of[i].scalar for i in c.batch)
+        return (
+            whole
+            and sizes
+            and all(len(g) == 1 for g in groups)
+            and len(set().union(*groups)) == 3
+            and all(self.axis_of[i].scalar for i in c.batch)
+        )
 
     def dot(self, s: Statement, c: Contraction) -> ir.Value:
         """The contraction as a `Dot`, its outer factors applied to the finished accumulator."""
@@ -578,21 +323,6 @@ class _Tiler:
         return self.cast_to(value, storage, common)
 
 
-# Names that generated code uses itself, or that Python keeps.
-_RESERVED = frozenset(
-    "tl triton torch pid False None True and as assert async await break class continue def del elif else except finally for from global if import in is lambda"
-    " nonlocal not or pass raise return try while with yield int float bool min max abs range len print".split()
-) | {row.name for row in OPS.values()}
-_RESULT_NAMES = {op: f"{op}_" if op in ("and", "or", "not") else {"add": "total", "sub": "difference", "mul": "scaled", "div": "ratio", "neg": "negated"}.get(op, f"{op}_of") for op in OPS}
-
-
-def identifier(name: str) -> str:
-    """A tensor's name as a Python identifier."""
-    return name.replace(".", "_")
-
-
 def _span(b: ir.Buffer) -> int:
     """The largest offset into a buffer, in elements."""
     return sum((n - 1) * abs(s) for n, s in zip(b.shape, b.strides, strict=True)) if all(b.shape) else 0
-
-

@@ -53,8 +53,8 @@ class _Printer:
         notation = "\n    ".join(self.kernel.notation.splitlines())
         quoted = f'    """{notation}"""' if "\n" not in notation else f'    """\n    {notation}\n    """'
         signature = ", ".join(self.parameter(a) for a in args)
-        lines = [_HEADER, *dict.fromkeys(self.preludes), "", "@triton.jit", f"def {self.kernel.name}({signature}):", quoted, *top, *body]
-        source = "\n".join(line.rstrip() if "\n" not in line else line.strip("\n") + "\n\n" for line in lines) + "\n"
+        lines = ["@triton.jit", f"def {self.kernel.name}({signature}):", quoted, *top, *body]
+        source = "\n\n\n".join([_HEADER.strip(), *(text.strip() for text in self.preludes), "\n".join(lines)]) + "\n"
         return KernelSource(self.kernel.name, source, tuple(args), self.kernel.num_warps, self.kernel.num_stages)
 
     def pointer(self, b: ir.Buffer) -> Arg:
@@ -145,11 +145,7 @@ class _Printer:
 
     def block(self, body: tuple[ir.Operation, ...], indent: str) -> Iterator[str]:
         # A value that only feeds a carried one is printed under that name: `acc = tl.dot(a, b, acc)`.
-        carried = {
-            b.src.name: b.dst.name
-            for a, b in pairwise(body)
-            if isinstance(b, ir.Assign) and getattr(a, "dst", None) == b.src
-        }
+        carried = {b.src.name: b.dst.name for a, b in pairwise(body) if isinstance(b, ir.Assign) and getattr(a, "dst", None) == b.src}
         for op in body:
             if isinstance(op, ir.Assign):
                 if op.src.name not in carried:
@@ -209,7 +205,7 @@ class _Printer:
             case ir.Load():
                 return self.load(op)
             case ir.IndexOf():
-                return f"({self.integer(op.expr, op.dst.axes)}).to(tl.int64)"
+                return self.integer(op.expr, op.dst.axes) + (".to(tl.int64)" if op.dst.dtype == "int64" else "")
             case ir.Elementwise():
                 return self.elementwise(op)
             case ir.Full():

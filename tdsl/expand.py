@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from tdsl.errors import Unsupported
+from tdsl.extents import Sizes, as_expr, symbolic_ranges
 from tdsl.ir import (
     ASSIGNMENT_OF,
     Access,
@@ -51,16 +52,18 @@ def expand(program: Program) -> Program:
     each step has temporaries of its own.
     """
     taken = {*program.inputs, *(s.target.tensor for s in statements(program.body))}
-    return replace(program, body=_expanded(program.body, (), taken))
+    return replace(program, body=_expanded(program.body, (), taken, Sizes(program)))
 
 
-def _expanded(body: tuple[Statement | Loop, ...], outer: tuple[str, ...], taken: set[str]) -> tuple[Statement | Loop, ...]:
+def _expanded(body: tuple[Statement | Loop, ...], outer: tuple[str, ...], taken: set[str], sizes: Sizes) -> tuple[Statement | Loop, ...]:
     result: list[Statement | Loop] = []
     for node in body:
         if isinstance(node, Loop):
-            result.append(replace(node, body=_expanded(node.body, (*outer, *(r.index for r in node.ranges)), taken)))
+            result.append(replace(node, body=_expanded(node.body, (*outer, *(r.index for r in node.ranges)), taken, sizes)))
         else:
-            result += _Lifter(node, taken, outer).run()
+            result += _Lifter(node, taken, outer, sizes).run()
+        if not outer:
+            sizes.note(node)
     return tuple(result)
 
 
@@ -78,7 +81,8 @@ def witness(index: str, *exprs: Expr) -> Size | None:
 class _Lifter:
     """Lifts the reductions of one statement; `out` collects the statements that go before it. outer: the ordered loops around it."""
 
-    def __init__(self, statement: Statement, taken: set[str], outer: tuple[str, ...] = ()):
+    def __init__(self, statement: Statement, taken: set[str], outer: tuple[str, ...], sizes: Sizes):
+        self.sizes = sizes
         self.statement = statement
         self.outer = outer
         self.taken = taken
@@ -144,7 +148,10 @@ class _Lifter:
         if r.lo is not None or witness(index, value) is not None:
             return r
         size = witness(index, *self.sources)
-        return r if size is None else replace(r, lo=Const(0), hi=size)
+        if size is None:  # the target or another subscript settles it
+            found = symbolic_ranges(self.statement, self.sizes)
+            return replace(r, lo=as_expr(found[index][0]), hi=as_expr(found[index][1])) if index in found else r
+        return replace(r, lo=Const(0), hi=size)
 
     def count(self, indices: tuple[str, ...], body: Expr) -> Expr:
         """How many terms a reduction over `indices` has."""

@@ -80,6 +80,7 @@ class Op:
     numpy, torch, triton: format strings of the arguments. mlir: the operation on floats ("" where there is none).
     definition: the same function by simpler ones. cost: instructions, in units of one fused multiply-add.
     homomorphism: (p, q) where f(x p y) == f(x) q f(y), for the p and q of "add" and "mul".
+    takes: the kinds of dtypes, after promotion, that the function is defined for.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Op:
     triton_def: str = ""
     cost: float = 1.0
     homomorphism: tuple[str, str] = ("", "")
+    takes: tuple[str, ...] = ("bool", "int", "float")
 
     @property
     def arity(self) -> int:
@@ -159,6 +161,7 @@ def mod(a, b):
     r = a % b
     return tl.where((r != 0) & ((r < 0) != (b < 0)), r + b, r)
 """
+_NUMBERS = ("int", "float")
 _MAXIMUM = "tl.maximum({0}, {1}, propagate_nan=tl.PropagateNan.ALL)"
 _MINIMUM = "tl.minimum({0}, {1}, propagate_nan=tl.PropagateNan.ALL)"
 
@@ -170,17 +173,24 @@ OPS: dict[str, Op] = {
         Op("sub", "a b", "same", ("g", "-g"), "({0} - {1})", "({0} - {1})", "({0} - {1})", "arith.subf"),
         Op("mul", "a b", "same", ("g * b", "a * g"), "({0} * {1})", "({0} * {1})", "({0} * {1})", "arith.mulf"),
         Op("div", "a b", "float", ("g / b", "-(g * y / b)"), "np.divide({0}, {1})", "({0} / {1})", "({0} / {1})", "arith.divf", cost=4),
-        Op("floordiv", "a b", "same", (None, None), "np.floor_divide({0}, {1})", "torch.floor_divide({0}, {1})", "floordiv({0}, {1})", triton_def=_FLOORDIV, cost=8),
-        Op("mod", "a b", "same", ("g", "-(g * floor(a / b))"), "np.mod({0}, {1})", "torch.remainder({0}, {1})", "mod({0}, {1})", triton_def=_MOD, cost=8),
+        Op("floordiv", "a b", "same", (None, None), "np.floor_divide({0}, {1})", "torch.floor_divide({0}, {1})", "floordiv({0}, {1})", triton_def=_FLOORDIV, cost=8, takes=_NUMBERS),
+        Op("mod", "a b", "same", ("g", "-(g * floor(a / b))"), "np.mod({0}, {1})", "torch.remainder({0}, {1})", "mod({0}, {1})", triton_def=_MOD, cost=8, takes=_NUMBERS),
         Op("neg", "x", "same", ("-g",), "(-{0})", "(-{0})", "(-{0})", "arith.negf"),
-        Op("pow", "a b", "same", ("where(b == 0, 0, g * b * a ** (b - 1))", "where(a == 0, 0, g * y * log(a))"), "np.float_power({0}, {1})", "torch.pow({0}, {1})", "power({0}, {1})", "math.powf", cost=12, triton_def="""
+        Op("pow", "a b", "same", ("where(b == 0, 0, g * b * a ** (b - 1))", "where(a == 0, 0, g * y * log(a))"), "np.float_power({0}, {1})", "torch.pow({0}, {1})", "power({0}, {1})", "math.powf", cost=12, takes=_NUMBERS, triton_def="""
 @triton.jit
 def power(a, b):
-    whole = tl.floor(b) == b
-    odd = whole & (tl.floor(b * 0.5) * 2.0 != b)
-    size = tl.exp2(b * tl.log2(tl.abs(a)))
-    signed = tl.where(a < 0, tl.where(whole, tl.where(odd, -size, size), float("nan")), size)
-    return tl.where((b == 0.0) | (a == 1.0), 1.0, signed)
+    if a.dtype.is_floating():
+        whole = tl.floor(b) == b
+        odd = whole & (tl.floor(b * 0.5) * 2.0 != b)
+        size = tl.exp2(b * tl.log2(tl.abs(a)))
+        signed = tl.where(a < 0, tl.where(whole, tl.where(odd, -size, size), float("nan")), size)
+        return tl.where((b == 0.0) | (a == 1.0), 1.0, signed)
+    else:  # by squaring: 6 bits of the exponent, since larger powers of integers overflow
+        result = tl.where(b & 1 != 0, a, 1)
+        for bit in tl.static_range(1, 6):
+            a = a * a
+            result *= tl.where((b >> bit) & 1 != 0, a, 1)
+        return result
 """),
         Op("eq", "a b", "bool", (None, None), "({0} == {1})", "({0} == {1})", "({0} == {1})"),
         Op("ne", "a b", "bool", (None, None), "({0} != {1})", "({0} != {1})", "({0} != {1})"),
@@ -207,7 +217,7 @@ def power(a, b):
         Op("cos", "x", "float", ("-(g * sin(x))",), "np.cos({0})", "torch.cos({0})", "tl.cos({0})", "math.cos", cost=20),
         Op("tanh", "x", "float", ("g * (1 - y * y)",), "np.tanh({0})", "torch.tanh({0})", "tanh({0})", "math.tanh", triton_def=_TANH, cost=20),
         Op("sigmoid", "x", "float", ("g * y * (1 - y)",), "np.divide(1.0, 1.0 + np.exp(-{0}))", "torch.sigmoid({0})", "tl.sigmoid({0})", definition="1 / (1 + exp(-x))", cost=12),
-        Op("relu", "x", "same", ("where(x > 0, g, 0)",), "np.maximum({0}, 0)", "torch.relu({0})", "tl.maximum({0}, 0, propagate_nan=tl.PropagateNan.ALL)", definition="maximum(x, 0)"),
+        Op("relu", "x", "same", ("where(x > 0, g, 0)",), "np.maximum({0}, 0)", "torch.relu({0})", "tl.maximum({0}, 0, propagate_nan=tl.PropagateNan.ALL)", definition="maximum(x, 0)", takes=_NUMBERS),
         Op("gelu", "x", "float", (f"g * (0.5 * (1 + erf(x * {_SQRT_HALF})) + x * exp(-0.5 * x * x) * {_INV_SQRT_2PI})",), f"(0.5 * {{0}} * (1.0 + math.erf({{0}} * {_SQRT_HALF})))", "torch.nn.functional.gelu({0})", "gelu({0})", definition=f"0.5 * x * (1 + erf(x * {_SQRT_HALF}))", cost=24, triton_def=f"""
 @triton.jit
 def gelu(x):
@@ -226,11 +236,11 @@ def gelu_tanh(x):
         Op("floor", "x", "same", (None,), "np.floor({0})", "torch.floor({0})", "tl.floor({0})", "math.floor"),
         Op("ceil", "x", "same", (None,), "np.ceil({0})", "torch.ceil({0})", "tl.ceil({0})", "math.ceil"),
         Op("isnan", "x", "bool", (None,), "({0} != {0})", "torch.isnan({0})", "({0} != {0})"),
-        Op("bitwise_and", "a b", "same", (None, None), "({0} & {1})", "({0} & {1})", "({0} & {1})"),
-        Op("bitwise_or", "a b", "same", (None, None), "({0} | {1})", "({0} | {1})", "({0} | {1})"),
-        Op("bitwise_xor", "a b", "same", (None, None), "({0} ^ {1})", "({0} ^ {1})", "({0} ^ {1})"),
-        Op("left_shift", "a b", "same", (None, None), "({0} << {1})", "({0} << {1})", "({0} << {1})"),
-        Op("right_shift", "a b", "same", (None, None), "({0} >> {1})", "({0} >> {1})", "({0} >> {1})"),
+        Op("bitwise_and", "a b", "same", (None, None), "({0} & {1})", "({0} & {1})", "({0} & {1})", takes=("bool", "int")),
+        Op("bitwise_or", "a b", "same", (None, None), "({0} | {1})", "({0} | {1})", "({0} | {1})", takes=("bool", "int")),
+        Op("bitwise_xor", "a b", "same", (None, None), "({0} ^ {1})", "({0} ^ {1})", "({0} ^ {1})", takes=("bool", "int")),
+        Op("left_shift", "a b", "same", (None, None), "({0} << {1})", "({0} << {1})", "({0} << {1})", takes=("int",)),
+        Op("right_shift", "a b", "same", (None, None), "({0} >> {1})", "({0} >> {1})", "({0} >> {1})", takes=("int",)),
         Op("stop_gradient", "x", "same", (None,), "{0}", "{0}", "{0}", cost=0),
         *(
             # A cast. The reference computes in float64, so a cast between floats leaves its values alone there.

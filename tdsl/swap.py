@@ -17,7 +17,7 @@ from dataclasses import replace
 
 from tdsl.affine import Bound
 from tdsl.errors import ArgumentError, Unsupported
-from tdsl.expand import expand, witness
+from tdsl.expand import expand
 from tdsl.extents import Sizes, as_expr, loop_ranges, symbolic_ranges
 from tdsl.gather import covers_whole, gather_form
 from tdsl.ir import (

@@ -1,0 +1,89 @@
+"""Which intermediates live in memory and which each kernel makes again for itself, by the time that either would take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lowering.contraction import contraction, plain, statement_flops
+from lowering.targets import Target
+from tdsl.ir import Statement, reads
+from tdsl.ops import DTYPES
+
+# How many times the time of moving an intermediate its repeated making may take, if it would dominate memory.
+MEMORY_WORTH = 16
+# Bytes of an intermediate that whole-tensor execution would rather not hold.
+CPU_MEMORY = 1 << 28
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What was weighed for one intermediate. making, moving: seconds to make it again in each consumer, and to write and read it.
+
+    chosen: "recompute" or "store"; reason: in words.
+    """
+
+    tensor: str
+    chosen: str
+    making: float
+    moving: float
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.tensor}: {self.chosen} ({self.reason}); making it again {self.making * 1e6:.1f} us, through memory {self.moving * 1e6:.1f} us"
+
+
+def recompute(
+    body: Sequence[Statement], kept: set[str], shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str], target: Target
+) -> tuple[frozenset[str], tuple[Choice, ...]]:
+    """Intermediates that each consumer makes again rather than reads: larger than all that they are made of, and cheaper to
+    make than to write and read. What is larger than everything that is in memory anyway may cost MEMORY_WORTH times more.
+
+    On a CPU, where every operation of torch is a pass over memory anyway, only those that do not fit into CPU_MEMORY.
+    """
+    definitions = {s.target.tensor: s for s in body}
+    outside = {a.tensor for s in body for a in reads(s) if a.tensor not in definitions} | kept
+    compulsory = sum(math.prod(shapes[t]) * DTYPES[dtypes[t]].bits // 8 for t in outside)
+    uses = {t: sum(any(a.tensor == t for a in reads(s)) for s in body) for t in definitions}
+    found: set[str] = set()
+    choices = []
+    for s in body:
+        name = s.target.tensor
+        if name in kept or not plain(s.target) or not uses[name]:
+            continue
+        size = math.prod(shapes[name]) * DTYPES[dtypes[name]].bits // 8
+        operands = _operands(s, definitions, found)
+        kind = "float32"
+        if contraction(s) is not None and all(
+            DTYPES[dtypes[t]].bits == 16 for t in operands if DTYPES[dtypes[t]].kind == "float" and shapes[t]
+        ):
+            kind = "float16"
+        making = uses[name] * statement_flops(s) / (target.flops[kind] * target.sustained_flops)
+        moving = size * (1 + uses[name]) / (target.bandwidth * target.sustained_bandwidth)
+        if target.backend == "cpu":
+            again, reason = (
+                size > CPU_MEMORY,
+                f"larger than {CPU_MEMORY >> 20} MiB" if size > CPU_MEMORY else "every operation passes over memory anyway",
+            )
+        elif size <= sum(math.prod(shapes[t]) * DTYPES[dtypes[t]].bits // 8 for t in operands):
+            again, reason = False, "not larger than what it is made of"
+        elif size > compulsory:
+            again, reason = making < moving * MEMORY_WORTH, "it would be larger than all inputs and outputs together"
+        else:
+            again, reason = making < moving, "the faster"
+        if again:
+            found.add(name)
+        choices.append(Choice(name, "recompute" if again else "store", making, moving, reason))
+    return frozenset(found), tuple(choices)
+
+
+def _operands(s: Statement, definitions: Mapping[str, Statement], recomputed: set[str]) -> set[str]:
+    """The tensors in memory that a statement is made of, through those that are recomputed."""
+    found: set[str] = set()
+    for a in reads(s):
+        if a.tensor in recomputed:
+            found |= _operands(definitions[a.tensor], definitions, recomputed)
+        else:
+            found.add(a.tensor)
+    return found
