@@ -37,7 +37,7 @@ test: lint
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(ARGS)
 
 check-all: $(STAMP)
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --all-targets $(ARGS)
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --all-targets -m check_all $(ARGS)
 
 fuzz: $(STAMP)
 	$(BIN)/python -m pytest -q -n $(JOBS) -m fuzz --fuzz $(N) $(ARGS)

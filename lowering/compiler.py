@@ -6,75 +6,30 @@ sees (stage, state before, state after, seconds); `explain` is only an observer 
 
 from __future__ import annotations
 
-import keyword
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-from lowering import tile_ir
 from lowering.contraction import contraction, plain
+from lowering.divide import divide, merged, on_parts, trimmed
 from lowering.evaluate import Memory
-from lowering.kernel_source import KernelSource
 from lowering.normalize import extents, normalize
-from lowering.plan import Plan
 from lowering.plan import plan as make_plan
+from lowering.ragged import Limits, masked
 from lowering.schedule import Schedule, default_schedule
-from lowering.targets import TARGETS, Target
+from lowering.state import Allocation, Part, Repeat, State, Step, contiguous
+from lowering.targets import TARGETS
 from lowering.tiling import identity, tile
-from lowering.torch_source import literal_shape, parameters, torch_source
+from lowering.torch_module import torch_module
 from lowering.triton_source import triton_source
 from tdsl.dtypes import category, dtype_of, written
-from tdsl.infer import Inferred, Spec, infer, resolve
-from tdsl.ir import REDUCTION_OF, Index, Program, Statement, statements
+from tdsl.infer import Spec, infer, resolve
+from tdsl.ir import REDUCTION_OF, Index, Loop, Program, Statement, statements
 from tdsl.ops import DTYPES
 from tdsl.ssa import ssa
 
-
-@dataclass(frozen=True, slots=True)
-class Allocation:
-    """A tensor that is made before a kernel runs. fill: None where the kernel writes every element."""
-
-    tensor: str
-    shape: tuple[int, ...]
-    dtype: str
-    fill: float | int | bool | None
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One kernel, ready to print. direct: tensors that torch code defines whole. integers: the Triton kernel's sizes and strides."""
-
-    tile: tile_ir.Kernel
-    allocate: tuple[Allocation, ...]
-    direct: frozenset[str]
-    source: KernelSource | None = None
-    integers: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """What is known after each stage. strides: of the arguments, in elements. values: integer scalars that sizes depend on."""
-
-    program: Program
-    specs: Mapping[str, Spec]
-    strides: Mapping[str, tuple[int, ...]]
-    target: Target
-    values: Mapping[str, int]
-    schedules: Mapping[str, Schedule] = field(default_factory=dict)
-    input_precision: str = "ieee"
-    saved: frozenset[str] = frozenset()
-    results: Mapping[str, str] = field(default_factory=dict)
-    inferred: Inferred | None = None
-    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    dtypes: Mapping[str, str] = field(default_factory=dict)
-    stored: Mapping[str, str] = field(default_factory=dict)
-    apart: frozenset[str] = frozenset()
-    plan: Plan | None = None
-    steps: tuple[Step, ...] = ()
-    text: str = ""
-
+__all__ = ["STAGES", "Allocation", "Observer", "Part", "Repeat", "State", "Step", "compile_program", "contiguous"]
 
 Observer = Callable[[str, State, State, float], None]
 
@@ -91,13 +46,15 @@ def compile_program(
     stored: Mapping[str, str] | None = None,
     saved: frozenset[str] = frozenset(),
     results: Mapping[str, str] | None = None,
+    limits: Limits | None = None,
     observer: Observer | None = None,
 ) -> State:
     """Runs STAGES on a flat program (after tdsl.expand and tdsl.ssa). target: a name of targets.TARGETS.
 
     saved: outputs that are residuals: like intermediates, they keep the dtype that they are computed in. stored: inputs
     whose dtype in memory is another than the one that promotion takes them for (residuals again). results: dtypes of outputs,
-    where they are not those of their last version alone.
+    where they are not those of their last version alone. limits: the most that ranges which depend on the values of tensors are,
+    by `ragged.extent_of`; without them the sizes of tensors bound such ranges.
 
     Raises Unsupported for what the compiler cannot do yet, and whatever tdsl.infer raises.
     """
@@ -112,6 +69,7 @@ def compile_program(
         saved,
         dict(results or {}),
         stored=dict(stored or {}),
+        limits=dict(limits or {}),
     )
     for name, stage in STAGES:
         started = time.perf_counter()
@@ -134,9 +92,26 @@ def resolve_ranges(state: State) -> State:
 
 
 def normalize_statements(state: State) -> State:
-    """Loops from zero, pairwise contractions, elementwise producers inlined; shapes and dtypes of what that introduced."""
+    """Constant ranges from zero, pairwise contractions, elementwise producers inlined; shapes and dtypes of what that introduced.
+
+    A program with ordered loops is divided into parts, each of which is a program of its own from here on.
+    """
+    state = replace(state, program=ssa(state.program, state.shapes))
+    if any(isinstance(node, Loop) for node in state.program.body):
+        return divide(state, normalize_part)
+    writes = Counter(s.target.tensor for s in statements(state.program.body))
+    taken = {*state.shapes}
+    body = []
+    for s in statements(state.program.body):
+        alone = writes[s.target.tensor] == 1 and s.target.tensor not in state.program.inputs
+        body += masked(s, state.shapes, state.dtypes, steps={}, limits=state.limits, alone=alone, taken=taken)
+    return normalize_part(replace(state, program=replace(state.program, body=tuple(body))))
+
+
+def normalize_part(state: State) -> State:
+    """The same for a program of statements with constant ranges, whose names are versions."""
     on_gpu = state.target.backend != "cpu"
-    program, apart = normalize(ssa(state.program, state.shapes), state.dtypes, fuses=on_gpu, programs=2 * state.target.sms if on_gpu else 0)
+    program, apart = normalize(state.program, state.dtypes, fuses=on_gpu, programs=2 * state.target.sms if on_gpu else 0)
     shapes, dtypes = dict(state.shapes), dict(state.dtypes)
     assert state.inferred is not None
     for s in statements(program.body):
@@ -175,11 +150,15 @@ def _stored(program: Program, dtypes: Mapping[str, str], saved: frozenset[str], 
 
 def plan_kernels(state: State) -> State:
     """Statements into kernels."""
+    if state.parts:
+        return merged(on_parts(state, plan_kernels))
     return replace(state, plan=make_plan(state.program, state.shapes, {**state.dtypes, **state.stored}, state.target, state.apart))
 
 
 def tile_kernels(state: State) -> State:
     """Each kernel gets its schedule and becomes tile IR; tensors are allocated before the kernel that writes them first."""
+    if state.parts:
+        return trimmed(merged(on_parts(state, tile_kernels)))
     assert state.plan is not None and state.inferred is not None
     exact = state.target.backend == "cpu"
     strides = {name: state.strides.get(name) or contiguous(shape) for name, shape in state.shapes.items()}
@@ -209,6 +188,8 @@ def tile_kernels(state: State) -> State:
             made.add(name)
             whole = covers(s, state.shapes[name])
             fill = None if whole else identity(REDUCTION_OF.get(s.op, "sum"), state.dtypes[name])
+            if name in state.placed:
+                continue
             if exact and whole and name not in memory.updated and all(a.role == "whole" for a in tiled.axes):
                 direct.add(name)
             allocate.append(Allocation(name, state.shapes[name], memory.storage(name), fill))
@@ -222,15 +203,13 @@ def covers(s: Statement, shape: tuple[int, ...]) -> bool:
     return plain(s.target) and all(isinstance(i, Index) and size[i.name] == n for i, n in zip(s.target.subscripts, shape, strict=True))
 
 
-def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The strides of a dense row-major tensor."""
-    return tuple(math.prod(shape[d + 1 :]) for d in range(len(shape)))
-
-
 def print_kernels(state: State) -> State:
     """The kernels as source: Triton modules, or one torch module."""
     if state.target.backend == "cpu":
         return replace(state, text=torch_module(state))
+    if state.parts:
+        state = merged(on_parts(state, print_kernels))
+        return replace(state, text="\n\n".join(s.source.source for s in state.steps if s.source))
     steps = []
     for step in state.steps:
         source, integers = triton_source(step.tile)
@@ -247,58 +226,3 @@ STAGES: tuple[tuple[str, Callable[[State], State]], ...] = (
 )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The torch module of a whole program
-
-
-def torch_module(state: State) -> str:
-    """A Python module whose function `run(*inputs)` returns the outputs of the program, in order."""
-    taken = {"torch", "math", "run", *keyword.kwlist} | {s.tile.name for s in state.steps}
-    names: dict[str, str] = {}
-    parts = [torch_source(step.tile, step.direct) for step in state.steps]
-    last = {t: n for n, step in enumerate(state.steps) for t in (b.tensor for b in step.tile.buffers)}
-
-    def name_of(tensor: str) -> str:
-        if tensor not in names:
-            name = _identifier(tensor)
-            while name in taken:
-                name += "_"
-            taken.add(name)
-            names[tensor] = name
-        return names[tensor]
-
-    lines = [f"def run({', '.join(name_of(name) for name in state.program.inputs)}):"]
-    for n, step in enumerate(state.steps):
-        for a in step.allocate:
-            if a.tensor not in step.direct:
-                made = "empty(" if a.fill is None else "full("
-                fill = "" if a.fill is None else f", {_literal(a.fill)}"
-                lines.append(f"    {name_of(a.tensor)} = torch.{made}{literal_shape(a.shape)}{fill}, dtype=torch.{a.dtype})")
-        call = f"{step.tile.name}({', '.join(name_of(b.tensor) for b in parameters(step.tile, step.direct))})"
-        results = [name_of(b.tensor) for b in step.tile.buffers if b.tensor in step.direct]
-        lines.append(f"    {', '.join(results) + ' = ' if results else ''}{call}")
-        ended = [
-            names[b.tensor]
-            for b in step.tile.buffers
-            if last[b.tensor] == n and b.tensor not in (*state.program.inputs, *state.program.results)
-        ]
-        if ended and n + 1 < len(state.steps):
-            lines.append(f"    del {', '.join(ended)}")
-    results = []
-    seen: set[str] = set()
-    for tensor in state.program.results:
-        copied = tensor in state.program.inputs or tensor in seen
-        results.append(f"{name_of(tensor)}.clone()" if copied else name_of(tensor))
-        seen.add(tensor)
-    lines.append(f"    return ({''.join(r + ', ' for r in results)})")
-    return "\n\n".join(["import math\n\nimport torch", *parts, "\n".join(lines)]) + "\n"
-
-
-def _identifier(name: str) -> str:
-    return name.replace(".", "_")
-
-
-def _literal(value: float | int | bool) -> str:
-    if isinstance(value, float) and math.isinf(value):
-        return "math.inf" if value > 0 else "-math.inf"
-    return repr(value)

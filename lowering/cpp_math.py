@@ -78,10 +78,16 @@ INLINE double exp_tail(double r) {
     q = fma(q, r, 0.5000000000000013);
     return fma(q, r * r, r);
 }
-INLINE int round_bits(float x) { return bits(x + 12582912.0f) - 0x4b400000; }
-INLINE i64 round_bits(double x) { return bits(x + 6755399441055744.0) - 0x4338000000000000LL; }
-INLINE float rounded(float x) { return (x + 12582912.0f) - 12582912.0f; }
-INLINE double rounded(double x) { return (x + 6755399441055744.0) - 6755399441055744.0; }
+INLINE float nearest(float x, float by, int& n) {  // x * by as a whole number, in both types
+    const float sum = fma(x, by, 12582912.0f);
+    n = bits(sum) - 0x4b400000;
+    return sum - 12582912.0f;
+}
+INLINE double nearest(double x, double by, i64& n) {
+    const double sum = fma(x, by, 6755399441055744.0);
+    n = bits(sum) - 0x4338000000000000LL;
+    return sum - 6755399441055744.0;
+}
 INLINE float power_of_two(int n) { return real((n + 127) << 23); }
 INLINE double power_of_two(i64 n) { return real((n + 1023) << 52); }
 INLINE float exp_rest(float x, float n) { return fma(n, -1.42860677e-6f, fma(n, -0.693145752f, x)); }
@@ -98,37 +104,43 @@ INLINE double scaled(double tail, i64 n) {
     "exp": """\
 INLINE float exp(float x) {
     const float c = x < -104.0f ? -104.0f : x > 89.0f ? 89.0f : x;
-    const float y = c * 1.44269504f;
-    return scaled(exp_tail(exp_rest(c, rounded(y))), round_bits(y));
+    int n;
+    const float r = exp_rest(c, nearest(c, 1.44269504f, n));
+    return scaled(exp_tail(r), n);
 }
 INLINE double exp(double x) {
     const double c = x < -746.0 ? -746.0 : x > 710.0 ? 710.0 : x;
-    const double y = c * 1.4426950408889634;
-    return scaled(exp_tail(exp_rest(c, rounded(y))), round_bits(y));
+    i64 n;
+    const double r = exp_rest(c, nearest(c, 1.4426950408889634, n));
+    return scaled(exp_tail(r), n);
 }
 """,
     "exp2": """\
 INLINE float exp2(float x) {
     const float c = x < -151.0f ? -151.0f : x > 129.0f ? 129.0f : x;
-    return scaled(exp_tail((c - rounded(c)) * 0.693147181f), round_bits(c));
+    int n;
+    const float r = (c - nearest(c, 1.0f, n)) * 0.693147181f;
+    return scaled(exp_tail(r), n);
 }
 INLINE double exp2(double x) {
     const double c = x < -1076.0 ? -1076.0 : x > 1025.0 ? 1025.0 : x;
-    return scaled(exp_tail((c - rounded(c)) * 0.6931471805599453), round_bits(c));
+    i64 n;
+    const double r = (c - nearest(c, 1.0, n)) * 0.6931471805599453;
+    return scaled(exp_tail(r), n);
 }
 """,
     "expm1": """\
 INLINE float expm1(float x) {
     const float c = x < -60.0f ? -60.0f : x > 89.0f ? 89.0f : x;
-    const float y = c * 1.44269504f;
-    const float s = power_of_two(round_bits(y) - 1);
-    return x == 0.0f ? x : 2.0f * fma(s, exp_tail(exp_rest(c, rounded(y))), s - 0.5f);
+    int n;
+    const float r = exp_rest(c, nearest(c, 1.44269504f, n)), s = power_of_two(n - 1);
+    return x == 0.0f ? x : 2.0f * fma(s, exp_tail(r), s - 0.5f);
 }
 INLINE double expm1(double x) {
     const double c = x < -60.0 ? -60.0 : x > 710.0 ? 710.0 : x;
-    const double y = c * 1.4426950408889634;
-    const double s = power_of_two(round_bits(y) - 1);
-    return x == 0.0 ? x : 2.0 * fma(s, exp_tail(exp_rest(c, rounded(y))), s - 0.5);
+    i64 n;
+    const double r = exp_rest(c, nearest(c, 1.4426950408889634, n)), s = power_of_two(n - 1);
+    return x == 0.0 ? x : 2.0 * fma(s, exp_tail(r), s - 0.5);
 }
 """,
     # -- log: x = m 2^e with m around 1
@@ -270,8 +282,7 @@ INLINE float quarter(float x, i64& quadrant) {
     const double whole = (double)((b & 0x7fffff) | 0x800000);
     const double large = (b < 0 ? -whole : whole) * turns[place];
     const double y = e >= 177 ? large : (double)x;
-    const double n = rounded(y * 0.6366197723675814);
-    quadrant = round_bits(y * 0.6366197723675814);
+    const double n = nearest(y, 0.6366197723675814, quadrant);
     return (float)fma(n, -6.123233995736766e-17, fma(n, -1.5707963267948966, y));
 }
 INLINE float sine(float r) {
@@ -348,11 +359,13 @@ _PROVIDES = {
     "bits": ("bits", "real", "fma"),
     "half": ("from_f16", "to_f16"),
     "brain": ("from_bf16", "to_bf16"),
-    "exp_tail": ("exp_tail", "round_bits", "rounded", "power_of_two", "exp_rest", "scaled"),
+    "exp_tail": ("exp_tail", "nearest", "power_of_two", "exp_rest", "scaled"),
     "log_parts": ("log_mantissa", "log_tail", "log_special"),
     "turn": ("quarter", "sine", "cosine"),
 }
 _OF = {function: piece for piece in _PIECES for function in _PROVIDES.get(piece, (piece,))}
+# Every function that stands here: generated names keep clear of them.
+NAMES = frozenset(_OF)
 _NAME = re.compile(r"\b([a-z_][a-z_0-9]*)\(")
 _COMMENT = re.compile(r"//.*")
 

@@ -79,6 +79,7 @@ class Evaluator:
         self.exact = exact
         self.axes = tuple(self._axis(indices, tile) for indices, tile in schedule.axes)
         self.axis_of = {name: axis for axis in self.axes for name, _ in axis.indices}
+        self.indices_of = {axis.name: axis.indices[0][0] for axis in self.axes}
         self.order = {axis.name: n for n, axis in enumerate(self.axes)}
         self.scopes = [Scope(None)]
         self.level: dict[str, int] = {}

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
 from lowering.contraction import plain
-from lowering.kernel_shape import grid_of, kernel_shape
+from lowering.kernel_shape import RESIDENT_ROW, grid_of, kernel_shape
 from lowering.normalize import extents
 from tdsl.ir import Access, Expr, Index, Statement, free_indices, fresh_name, reads, substitute
+
+# Programs below which a kernel with long rows leaves most of a chip idle.
+FEW_PROGRAMS = 128
 
 
 def join(producer: list[Statement], consumer: list[Statement], kept: set[str], recomputed: frozenset[str]) -> list[Statement] | None:
@@ -29,8 +33,11 @@ def join(producer: list[Statement], consumer: list[Statement], kept: set[str], r
     first = [s for s in consumer if s.target.tensor in recomputed]
     joined = [*renamed, *(s for s in first if s.target.tensor not in shared), *(s for s in consumer if s.target.tensor not in recomputed)]
     grids = (set(grid_of(renamed)), set(grid_of(consumer)))
-    if set(grid_of(joined)) not in grids:
-        return None  # together they would have fewer programs than either
+    size = {i: n for s in joined for i, n in extents(s).items()}
+    programs = [math.prod(size[i] for i in grid) for grid in (*grids, grid_of(joined))]
+    rows = max(math.prod(n for i, n in extents(s).items() if i not in grid_of(joined)) for s in joined)
+    if set(grid_of(joined)) not in grids or (rows > RESIDENT_ROW and programs[-1] < min(FEW_PROGRAMS, max(programs))):
+        return None  # together they would have fewer programs than either, or too few to fill a chip
     return joined if kernel_shape(joined) is not None else None
 
 
@@ -55,6 +62,8 @@ def unify(producer: list[Statement], consumer: list[Statement], written: set[str
                 assert isinstance(mine, Index) and isinstance(theirs, Index)
                 if to.setdefault(mine.name, theirs.name) != theirs.name:
                     return None
+    if not to:
+        to = _same_reads(producer, consumer)
     if len({*to.values()}) < len(to):
         return None
     theirs_size = {i: n for s in consumer for i, n in extents(s).items()}
@@ -67,6 +76,17 @@ def unify(producer: list[Statement], consumer: list[Statement], written: set[str
         to[index] = same or fresh_name(index, taken)
         taken.add(to[index])
     return to
+
+
+def _same_reads(producer: list[Statement], consumer: list[Statement]) -> dict[str, str]:
+    """Names under which the first tensor that both read, at plain subscripts, is read at the same elements."""
+    theirs = {a.tensor: a for s in reversed(consumer) for a in reads(s) if plain(a)}
+    for s in producer:
+        for a in sorted((a for a in reads(s) if plain(a)), key=lambda a: -len(a.subscripts)):
+            if a.tensor in theirs and a.subscripts:
+                pairs = zip(a.subscripts, theirs[a.tensor].subscripts, strict=True)
+                return {x.name: y.name for x, y in pairs if isinstance(x, Index) and isinstance(y, Index)}
+    return {}
 
 
 def _same_walk(

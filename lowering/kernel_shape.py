@@ -45,12 +45,14 @@ def kernel_shape(part: Sequence[Statement]) -> KernelShape | None:
     grid = grid_of(part)
     owned = set(grid)
     matrices = sum(contraction(s) is not None for s in part)
-    if all(set(free_indices(s.target)) == owned for s in part):
-        return KernelShape(grid) if matrices <= MAX_CONTRACTIONS else None
-    if not grid:
-        return None
     size = {i: n for s in part for i, n in extents(s).items()}
     rows = [math.prod(_padded(n) for i, n in extents(s).items() if i not in owned) for s in part]
+    if all(set(free_indices(s.target)) == owned for s in part):
+        walks = {s.reduced for s in part if s.reduced}
+        together = len(walks) == 1 and sum(bool(s.reduced) for s in part) > 1 and (matrices > 0 or max(rows) > RESIDENT_ROW)
+        return KernelShape(grid, *(walks if together else ())) if matrices <= MAX_CONTRACTIONS else None
+    if not grid:
+        return None
     if not matrices and max(rows) <= RESIDENT_ROW:
         return KernelShape(grid, (), tuple(i for i in size if i not in owned))
     free = {i for s in part for i in free_indices(s.target)} - owned

@@ -254,6 +254,7 @@ def _inlined(expr: Expr, definitions: Mapping[str, Statement]) -> Expr:
 
 # Terms that one program should at least reduce, of one index or of the last of several; results that one program makes where the reduced index is not the contiguous one.
 SPLIT_TERMS = 512
+SPLIT_WORK = 16384  # elements of one program: fewer are done before another kernel would start
 SPLIT_LAST = 32
 SPLIT_WIDTH = 64
 
@@ -308,8 +309,9 @@ def _parts(s: Statement, programs: int) -> int:
     index = max(s.reduced, key=lambda i: size[i])
     longest = size[index]
     last = {a.subscripts[-1] for e in (s.value,) for a in walk(e) if isinstance(a, Access) and len(a.subscripts) > 1}
-    busy = results if Index(index) in last else -(-results // SPLIT_WIDTH)
-    if results == 0 or busy * 2 > programs or math.prod(size[i] for i in s.reduced) < 8 * SPLIT_TERMS:
+    width = 1 if Index(index) in last else SPLIT_WIDTH
+    busy = -(-results // width)
+    if results == 0 or busy * 2 > programs or width * math.prod(size[i] for i in s.reduced) < SPLIT_WORK:
         return 0
     return max(1, min(programs // busy, longest // SPLIT_TERMS))
 

@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from lowering.contraction import plain, statement_flops
+from lowering.contraction import contraction, plain, statement_flops
 from lowering.join import join, rename, unify
 from lowering.kernel_shape import WHOLE_TILE, KernelShape, grid_of, kernel_shape
 from lowering.normalize import extents
@@ -170,7 +170,7 @@ def _merge_one(
     before = [_ancestors(n, needs) for n in range(len(parts))]
     for c, consumer in enumerate(parts):
         shares = {s.target.tensor for s in consumer} & recomputed
-        beside = [n for n in range(c) if n not in before[c] and shares & {s.target.tensor for s in parts[n]}]
+        beside = [n for n in range(c) if n not in before[c] and (shares & {s.target.tensor for s in parts[n]} or _reads_same(parts[n], consumer))]
         for p in [*sorted(needs[c], reverse=True), *beside]:
             if any(p in before[x] for x in needs[c] if x != p):
                 continue  # something between them waits for the producer
@@ -182,6 +182,18 @@ def _merge_one(
                 position = sum(1 for n in range(len(parts)) if n < c and n != p)
                 return _sorted([*rest[:position], joined, *rest[position:]], recomputed)
     return None
+
+
+def _reads_same(a: Sequence[Statement], b: Sequence[Statement]) -> bool:
+    """Whether two kernels reduce the same large tensor over the same elements: together they read it once."""
+    if any(contraction(s) is not None or not plain(s.target) for s in (*a, *b)):
+        return False
+    if not all(any(s.reduced for s in part) for part in (a, b)):
+        return False
+    walks = [{(x.tensor, frozenset(extents(s).items())) for s in part for x in reads(s) if len(x.subscripts) > 1} for part in (a, b)]
+    names = [{name for name, _ in w} for w in walks]
+    sizes = [{tuple(sorted(n for _, n in e)) for _, e in w} for w in walks]
+    return bool(names[0] & names[1]) and sizes[0] == sizes[1]
 
 
 def _ancestors(n: int, needs: Sequence[set[int]]) -> set[int]:

@@ -40,7 +40,8 @@ def default_schedule(kernel: KernelPlan, strides: Mapping[str, tuple[int, ...]],
     """The configuration used where none was given or tuned. strides: of every tensor in memory, in elements."""
     if target.backend == "cpu":
         return _whole(kernel)
-    if kernel.stream and any(contraction(s) for s in kernel.statements):
+    linked = any(set(kernel.stream) & set(free_indices(s.target)) for s in kernel.statements)
+    if linked and any(contraction(s) for s in kernel.statements):
         return _streamed(kernel, dtypes, target)
     for s in kernel.statements:
         found = contraction(s)
@@ -95,6 +96,8 @@ def _contraction(
     outer = math.prod(size[i] for i in kernel.grid if i not in c.m and i not in c.n)
     widest = 128 if bits <= 16 else 64
     tile_m, tile_n = (min(widest, max(DOT_MIN, power_of_two(x))) for x in (m, n))
+    if sum(contraction(s) is not None for s in kernel.statements) > 1 and tile_n > 64:
+        tile_n = 64  # each contraction has an accumulator of its own
     while tile_m * tile_n > 64 * 64 and _waves(m, n, tile_m, tile_n, outer, target.sms) < 0.8:
         if tile_m >= tile_n and tile_m > 64:
             tile_m //= 2

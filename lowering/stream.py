@@ -7,6 +7,10 @@ summed so far is multiplied by `H(r') / H(r)`, which depends on r and r' alone.
     m max= s[j];  l += exp(s[j] - m);  o += exp(s[j] - m) * v[j] / l
     -->  one pass: when m becomes m', l and o are multiplied by exp(m - m'); o is divided by the finished l
 
+A sum of products of differences, `t += (a[j] - r) * (b[j] - q)` with r and q functions of running sums, is no such product
+of two, but a sum of three; multiplied out its moments cancel. It is carried about the running means instead, and shifted
+to r and q at the end (Chan, Golub and LeVeque, Updating formulae, 1979): a variance needs one pass.
+
 `rescale` finds the factor by walking the term: products split into their factors, sums into their terms, and a function
 passes from one to the other if it is a homomorphism (a column of ops.py). The running values with their factors form a
 monoid, so parts of the range can also be reduced apart and merged. Sources: Milakov and Gimelshein, arXiv:1805.02867;
@@ -31,13 +35,14 @@ OLD = ".old"  # `r.old` is the running value of r before this step, `r` the one 
 class Reduction:
     """One reduction of a pass. inner: the term, without the factors `outer` that do not vary along the pass and are applied
     once at its end. running: reductions of the same pass that the term reads. factor: what a change of those multiplies
-    the sum by, in terms of `r.old` and `r`; None where nothing is read."""
+    the sum by, in terms of `r.old` and `r`; None where nothing is read. centred: (a, r) and (b, q) of a product of differences."""
 
     statement: Statement
     inner: Expr
     outer: tuple[Expr, ...]
     running: tuple[str, ...]
     factor: Expr | None
+    centred: tuple[tuple[Expr, Expr], ...] = ()
 
 
 def passes(statements: Sequence[Statement], stream: Sequence[str]) -> tuple[tuple[Reduction, ...], ...]:
@@ -48,12 +53,15 @@ def passes(statements: Sequence[Statement], stream: Sequence[str]) -> tuple[tupl
     over = [s for s in statements if along & set(s.reduced)]
     names = {s.target.tensor for s in over}
     place: dict[str, int] = {}
+    outers: dict[str, tuple[Expr, ...]] = {}  # factors that are applied at the end of a pass, so not to running values that use them
     result: list[list[Reduction]] = []
     for s in over:
         value = _inlined(s.value, {**inside, **afterwards})
         needs = {a.tensor for a in _reads(value, statements) if a.tensor in names}
         number = max((place[n] for n in needs), default=0)
-        found = _reduction(s, value, tuple(n for n in place if n in needs and place[n] == number), along)
+        beside = tuple(n for n in place if n in needs and place[n] == number)
+        unfinished = any(a.tensor in place and place[a.tensor] == number for n in beside for t in outers[n] for a in walk(t) if isinstance(a, Access))
+        found = None if unfinished else _reduction(s, value, beside, along)
         if found is None:
             number += 1
             found = _reduction(s, value, (), along)
@@ -61,6 +69,7 @@ def passes(statements: Sequence[Statement], stream: Sequence[str]) -> tuple[tupl
         while len(result) <= number:
             result.append([])
         result[number].append(found)
+        outers[s.target.tensor] = found.outer
         place[s.target.tensor] = number
     return tuple(tuple(p) for p in result)
 
@@ -77,7 +86,25 @@ def _reduction(s: Statement, value: Expr, running: tuple[str, ...], along: set[s
     if not met:
         return Reduction(s, inner, outer, (), None)
     factor = rescale(inner, frozenset(met), frozenset(along))
-    return None if factor is None else Reduction(s, inner, outer, met, simplify_expr(factor))
+    if factor is not None:
+        return Reduction(s, inner, outer, met, simplify_expr(factor))
+    pair = differences(inner, frozenset(met), frozenset(along))
+    return None if pair is None else Reduction(s, inner, outer, (), None, pair)
+
+
+def differences(term: Expr, running: frozenset[str], along: frozenset[str]) -> tuple[tuple[Expr, Expr], ...] | None:
+    """(a, r) and (b, q) of a term (a - r) * (b - q), where a and b vary along the pass and r and q depend on running values only."""
+    if isinstance(term, Call) and term.op == "pow" and term.args[1] == Const(2):
+        term = Call("mul", (term.args[0], term.args[0]))
+    found = []
+    for f in factors(term):
+        if not (isinstance(f, Call) and f.op == "sub"):
+            return None
+        a, r = f.args
+        if _depends(a, running) or not along & set(free_indices(a)) or along & set(free_indices(r)):
+            return None
+        found.append((a, r))
+    return tuple(found) if len(found) == 2 else None
 
 
 def _reads(value: Expr, statements: Sequence[Statement]) -> list[Access]:

@@ -159,6 +159,7 @@ class _Tiler(Evaluator):
             lanes = self.sort(self.tile_axes(free_indices(s.target)))
             carries[s.target.tensor] = self._carry(s.target.tensor, lanes, self._typed(s), compute, identity(REDUCTION_OF[s.op], compute))
         read = {name for r in members for name in r.running}
+        about = {r.statement.target.tensor: self._means(r) for r in members if r.centred}
         folded = tuple(a.name for a in loops if not a.scalar)
         self.enter(loops)
         for carry in carries.values():  # what reads it changes from step to step
@@ -167,12 +168,16 @@ class _Tiler(Evaluator):
         for r in members:
             name = r.statement.target.tensor
             carry = carries[name]
+            if r.centred:
+                self._merge(carry, about[name], r, folded)
+                continue
             old = carry if r.factor is None else self._as(self.call("mul", [carry, self.eval(r.factor)]), carry)
             new = self._step(r, carry, old, folded)
             if name in read:
                 guarded = self._guarded(r, new, 0.0)
-                self.scopes[-1].locals[name] = guarded
-                self.scopes[-1].locals[name + OLD] = self._guarded(r, carry, guarded)
+                older = self._guarded(r, carry, guarded)
+                self.scopes[-1].locals[name] = self._times(guarded, r.outer, self._typed(r.statement))
+                self.scopes[-1].locals[name + OLD] = self._times(older, r.outer, self._typed(r.statement))
                 later.append(ir.Assign(carry, new))
             else:
                 self.scopes[-1].ops.append(ir.Assign(carry, new))
@@ -188,13 +193,58 @@ class _Tiler(Evaluator):
             if r.factor is not None:  # from the guarded running values to the finished ones
                 for other in r.running:
                     member = next(m for m in members if m.statement.target.tensor == other)
-                    self.scopes[0].locals[other + OLD] = self._guarded(member, carries[other], 0.0)
+                    older = self._guarded(member, carries[other], 0.0)
+                    self.scopes[0].locals[other + OLD] = self._times(older, member.outer, self._typed(member.statement))
                 value = self._as(self.call("mul", [value, self.eval(r.factor)]), value)
-            self.scopes[0].locals[name] = value
+            self.scopes[0].locals[name] = self._times(value, r.outer if not r.centred else (), self._typed(r.statement))
         for r in members:
-            if r.outer:
+            if r.centred:
                 name = r.statement.target.tensor
+                self._shift(r, about[name])
                 self.scopes[0].locals[name] = self._times(self.scopes[0].locals[name], r.outer, self._typed(r.statement))
+
+    def _means(self, r: Reduction) -> list[ir.Value]:
+        """The carried count and means that a product of differences is summed about."""
+        typed = self._typed(r.statement)
+        compute = self._accumulator(typed[0])
+        lanes = self.sort(self.tile_axes(free_indices(r.statement.target)))
+        values = [self._carry("count", (), typed, compute, 0.0), self._carry("mean", lanes, typed, compute, 0.0)]
+        if r.centred[0][0] != r.centred[1][0]:
+            values.append(self._carry("mean", lanes, typed, compute, 0.0))
+        for v in values:
+            self.level[v.name] += 1  # they change from step to step of the loop that is entered next
+        return values
+
+    def _merge(self, carry: ir.Value, about: list[ir.Value], r: Reduction, folded: tuple[str, ...]) -> None:
+        """One tile: its own count, means and sum about them, merged with what is carried (Chan, Golub and LeVeque, 1979)."""
+        s, dtype = r.statement, carry.dtype
+        typed = self._typed(s)
+        ones = self._masked(self.full(1.0, typed, self.sort(set(folded)), dtype), folded, 0.0)
+        count = self.fold(s, ones, folded, "sum", typed)
+        values = [self.as_value(self.cast(self.eval(a), dtype)) for a, _ in r.centred]
+        means = [self.call("div", [self.fold(s, self._masked(v, folded, 0.0), folded, "sum", typed), count]) for v in values]
+        product_of = self.call("mul", [self.call("sub", [v, m]) for v, m in zip(values, means, strict=True)])
+        inside = self.fold(s, self._masked(self.as_value(product_of), folded, 0.0), folded, "sum", typed)
+        seen, *before = about
+        before = [before[0], before[-1]]
+        total = self.call("add", [seen, count])
+        share = self.call("div", [count, total])
+        apart = [self.call("sub", [m, b]) for m, b in zip(means, before, strict=True)]
+        between = self.call("mul", [self.call("mul", [apart[0], apart[1]]), self.call("mul", [seen, share])])
+        after = [self.call("add", [b, self.call("mul", [d, share])]) for b, d in zip(before, apart, strict=True)]
+        updates = [(carry, self.call("add", [carry, self.call("add", [inside, between])])), (seen, total), *zip(about[1:], after, strict=False)]
+        self.scopes[-1].ops += [ir.Assign(into, self._as(v, into)) for into, v in updates]
+
+    def _shift(self, r: Reduction, about: list[ir.Value]) -> None:
+        """From the sum about the means to the sum about what the statement says."""
+        for v in about:
+            self.level[v.name] = 0
+        count, *means = about
+        name = r.statement.target.tensor
+        off = [self.call("sub", [m, self.eval(shift)]) for m, (_, shift) in zip([means[0], means[-1]], r.centred, strict=True)]
+        moved = self.call("mul", [self.call("mul", [off[0], off[1]]), count])
+        value = self.scopes[0].locals[name]
+        self.scopes[0].locals[name] = self._as(self.call("add", [value, moved]), value)
 
     def _step(self, r: Reduction, carry: ir.Value, old: ir.Value, folded: tuple[str, ...]) -> ir.Value:
         """The running value after one tile."""
@@ -229,6 +279,8 @@ class _Tiler(Evaluator):
 
     def _times(self, value: ir.Value, outer: tuple[Expr, ...], typed: Typed) -> ir.Value:
         """A finished sum times the factors that do not vary along it."""
+        if not outer:
+            return value
         self.scopes[-1].locals[_PRODUCT] = value
         result = self.as_value(self.cast(self.eval(product([Access(_PRODUCT), *outer])), value.dtype))
         del self.scopes[-1].locals[_PRODUCT]
@@ -249,14 +301,9 @@ class _Tiler(Evaluator):
         outside = tuple(a.name for a in self.axes if a.name in axes and a.masked)
         if not outside or (fill == 0 and set(outside) <= self.zero_filled.get(value.name, frozenset())):
             return value
-        result, new = self.make(
-            ("mask", value.name, outside, str(fill)),
-            f"{value.name}_inside",
-            value.axes,
-            self.typed[value.name],
-            value.dtype,
-            self.level[value.name],
-        )
+        level = max(self.level[value.name], *(self.level_of_index(self.indices_of[a]) for a in outside))
+        key = ("mask", value.name, outside, str(fill))
+        result, new = self.make(key, f"{value.name}_inside", value.axes, self.typed[value.name], value.dtype, level)
         if new:
             self.emit(result, ir.Mask(result, value, outside, fill))
         return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from difflib import get_close_matches
@@ -10,12 +11,15 @@ from tdsl.errors import ArgumentError, IndexError_, NameError_, ParseError, Unkn
 from tdsl.ir import Access, Call, Clamp, Const, Expr, Index, Pad, Range, Reduce, Size, Softmax, Span, free_indices
 from tdsl.ops import INNER_REDUCTIONS, OPS, REDUCTIONS
 
+_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 RESERVED = frozenset(["def", "for", "in", "ordered", "reversed", "and", "or", "not", "pad", "clamp", "inf", "True", "False"])
 FORMS = frozenset({"pad", "clamp", "size", "softmax"})  # functions that are nodes of their own
 
 
 def check_name(name: str, span: Span | None) -> str:
-    """`name`, which must not be a reserved word."""
+    """`name`, which must be a name of the notation, and no reserved word."""
+    if not _NAME.fullmatch(name):
+        raise NameError_(f"`{name}` is no name", span=span, help="a name has letters, digits and `_`, and begins with no digit")
     if name in RESERVED:
         raise NameError_(
             f"`{name}` is a reserved word and cannot name a tensor or an index", span=span, help=f"write another name, `{name}_` say"

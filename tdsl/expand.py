@@ -15,10 +15,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from tdsl.affine import linear
 from tdsl.errors import Unsupported
 from tdsl.extents import Sizes, as_expr, symbolic_ranges
 from tdsl.ir import (
     ASSIGNMENT_OF,
+    REDUCTION_OF,
     Access,
     Call,
     Clamp,
@@ -33,6 +35,7 @@ from tdsl.ir import (
     Size,
     Softmax,
     Statement,
+    bounds,
     free_indices,
     fresh_name,
     rebuild,
@@ -41,6 +44,8 @@ from tdsl.ir import (
     substitute,
     walk,
 )
+from tdsl.ops import REDUCTIONS
+from tdsl.simplify import factors, product
 
 _LAST_INT64 = 2**63 - 1
 
@@ -134,14 +139,60 @@ class _Lifter:
         used = {i for e in exprs for i in free_indices(e)}
         return tuple(i for i in self.ranges if i in used)
 
-    def define(self, suffix: str, left: tuple[str, ...], op: str, value: Expr, over: tuple[str, ...] = ()) -> Access:
-        """A new statement `T.suffix[left] op value`, reducing over `over`; returns the access that reads it."""
+    def define(self, suffix: str, left: tuple[str, ...], op: str, value: Expr, over: tuple[str, ...] = ()) -> Expr:
+        """A new statement `T.suffix[left] op value`, reducing over `over`; returns the access that reads it.
+
+        A tensor along an index whose range depends on the values of a tensor would have a size that does: an elementwise value is
+        returned as it is, and a reduction spans the whole dimension that the index subscripts.
+        """
+        ragged = tuple(i for i in left if self._is_ragged(i))
+        if ragged and op == "=":
+            return value
         name = fresh_name(f"{self.statement.target.tensor}.{suffix}", self.taken)
         self.taken.add(name)
         target = Access(name, tuple(Index(i) for i in (*self.outer, *left)))
-        ranges = tuple(self._range(i, value) for i in (*left, *(i for i in over if i not in left)))
-        self.out.append(Statement(ranges, target, op, value, self.statement.span))
+        spans = {i: Range(i, Const(0), self._size(i, value)) for i in ragged}
+        ranges = tuple(spans[i] if i in spans else self._range(i, value) for i in (*left, *(i for i in over if i not in left)))
+        self.out.append(Statement(ranges, target, op, self._masked(op, value, ragged) if ragged else value, self.statement.span))
         return target
+
+    def _is_ragged(self, index: str) -> bool:
+        return any(isinstance(a, Access) and a.subscripts for b in bounds((self.ranges[index],)) for a in walk(b))
+
+    def _size(self, index: str, value: Expr) -> Expr:
+        """The dimension that an index of a ragged range subscripts: alone, or else together with others."""
+        target = self.statement.target
+        found: Expr | None = witness(index, value, *self.sources)
+        if found is None and target.tensor in self.sizes.shapes and Index(index) in target.subscripts:
+            found = self.sizes.shapes[target.tensor][target.subscripts.index(Index(index))]
+        for a in (a for expr in (value, *self.sources) for a in walk(expr) if isinstance(a, Access)):
+            found = found or next((Size(a.tensor, d) for d, e in enumerate(a.subscripts) if linear(e).coefficient(index)), None)
+        if found is None:
+            r = self.ranges[index]
+            raise Unsupported(
+                f"a reduction for every {index} needs a tensor along {index}, whose range no size bounds (expand)",
+                span=r.span or self.statement.span,
+                help=f"subscript a tensor by {index}, or write the inner reduction as a statement of its own",
+            )
+        return found
+
+    def _masked(self, op: str, value: Expr, ragged: tuple[str, ...]) -> Expr:
+        """`value` beyond the ranges of ragged indices: the identity of the reduction, each factor of a product by itself."""
+        terms: list[Expr] = []
+        for i in ragged:
+            r = self.ranges[i]
+            assert r.lo is not None and r.hi is not None
+            terms += [] if r.lo == Const(0) else [Call("ge", (Index(i), r.lo))]
+            terms.append(Call("lt", (Index(i), r.hi)))
+        condition = terms[0]
+        for term in terms[1:]:
+            condition = Call("and", (condition, term))
+        value = _padded(value, ragged)
+        along = set(ragged)
+        if op != "+=":
+            return Call("where", (condition, value, Const(REDUCTIONS[REDUCTION_OF[op]].identity)))
+        parts = [Call("where", (condition, f, Const(0))) if along & set(free_indices(f)) else f for f in factors(value)]
+        return product(parts) if any(along & set(free_indices(f)) for f in factors(value)) else Call("where", (condition, value, Const(0)))
 
     def _range(self, index: str, value: Expr) -> Range:
         r = self.ranges[index]
@@ -177,11 +228,11 @@ class _Lifter:
             return body
         return self.define(suffix, self.free(body), "=", body)
 
-    def _shifted(self, over: tuple[str, ...], body: Expr, guard: bool) -> tuple[Access, Expr]:
+    def _shifted(self, over: tuple[str, ...], body: Expr, guard: bool) -> tuple[Expr, Expr]:
         """exp(body - max) and the max over `over` (as 0 where it is infinite, if guard: an empty or masked-out row)."""
         body = self.plain("in", body)
         left = tuple(i for i in self.free(body) if i not in over)
-        top: Expr = self.define("max", left, "max=", body, over)
+        top = self.define("max", left, "max=", body, over)
         if guard:
             top = Call("where", (Call("eq", (Call("abs", (top,)), Const(float("inf")))), Const(0), top))
         top = Call("stop_gradient", (top,))
@@ -202,7 +253,7 @@ class _Lifter:
 
     def _simple(self, node: Reduce, indices: tuple[str, ...], body: Expr, init: Expr | None) -> Expr:
         left = tuple(i for i in self.free(body) if i not in indices)
-        result: Expr = self.define(node.op, left, ASSIGNMENT_OF[node.op], body, indices)
+        result = self.define(node.op, left, ASSIGNMENT_OF[node.op], body, indices)
         if init is not None:
             combine = {"sum": "add", "prod": "mul", "max": "maximum", "min": "minimum"}[node.op]
             result = Call(combine, (result, init))
@@ -246,6 +297,16 @@ class _Lifter:
         hit = Call("or", (Call("eq", (body, best)), Call("isnan", (body,))))  # a NaN wins, as in torch
         where = Call("where", (hit, flat, Const(_LAST_INT64)))
         return self.define(node.op, left, "min=", where, indices)
+
+
+def _padded(e: Expr, ragged: tuple[str, ...]) -> Expr:
+    """`e` with compound subscripts of ragged indices padded: beyond the range they may lie outside."""
+    e = rebuild(e, lambda x: _padded(x, ragged))
+    if not isinstance(e, Access):
+        return e
+    return replace(
+        e, subscripts=tuple(s if isinstance(s, Index | Pad | Clamp) or not set(ragged) & set(free_indices(s)) else Pad(s) for s in e.subscripts)
+    )
 
 
 _REDUCE: dict[str, Callable[[_Lifter, Reduce, tuple[str, ...], Expr, Expr | None], Expr]] = {

@@ -10,13 +10,18 @@ import torch
 from lowering.compiler import State
 from lowering.plan import Plan
 from lowering.schedule import Schedule
+from lowering.targets import find_target
 from tdsl.arguments import layout
 from tdsl.autograd import Differentiable
+from tdsl.batch import Dims, batch
 from tdsl.config import config
+from tdsl.define import define_grad
 from tdsl.errors import ArgumentError, Unsupported
 from tdsl.ir import Program
 from tdsl.runtime import Executor, target_of
+from tdsl.signature import place_of, place_of_inputs
 from tdsl.swap import gradient
+from tdsl.tangent import tangent
 from tdsl.text import parse
 
 KINDS = ("program", "gradient", "plan", "triton", "ttir", "ttgir", "llir", "ptx", "amdgcn", "sass", "torch", "mlir")
@@ -33,7 +38,7 @@ class Function:
         self._program = program
         self._backend = backend or config.backend
         self._executor = Executor(program, self._backend)
-        self._training: dict[object, Differentiable] = {}
+        self._training: dict[object, Differentiable | None] = {}
         self._gradients: dict[object, Function] = {}
         self._single = len(program.outputs) == 1
         self.__name__ = program.name
@@ -58,8 +63,9 @@ class Function:
             args = self._positional(args, named)
         if torch.is_grad_enabled():
             wrt = tuple(n for n, a in zip(self._program.inputs, args, strict=False) if isinstance(a, torch.Tensor) and a.requires_grad)
-            if wrt:
-                results = self._differentiable(wrt, args).apply(args)
+            differentiable = self._differentiable(wrt, args) if wrt else None
+            if differentiable is not None:
+                results = differentiable.apply(args)
                 return results[0] if self._single else results
         results = self._executor(args)
         return results[0] if self._single else results
@@ -68,21 +74,28 @@ class Function:
         names = self._program.inputs
         unknown = [n for n in named if n not in names[len(args) :]]
         if unknown:
+            what = "is given twice" if unknown[0] in names else f"is no parameter of {self._program.name}"
             raise ArgumentError(
-                f"{self._program.name} has no further parameter {', '.join(unknown)}; its parameters are {', '.join(names)}"
+                f"{unknown[0]} {what}", span=place_of_inputs(self._program), help=f"call it as {self._program.name}({', '.join(names)})"
             )
         missing = [n for n in names[len(args) :] if n not in named]
         if missing:
-            raise ArgumentError(f"{self._program.name} lacks the argument {', '.join(missing)}")
+            raise ArgumentError(
+                f"{self._program.name} lacks the argument {', '.join(missing)}",
+                span=place_of(self._program, missing[0]),
+                help=f"call it as {self._program.name}({', '.join(names)})",
+            )
         return (*args, *(named[n] for n in names[len(args) :]))
 
-    def _differentiable(self, wrt: tuple[str, ...], args: Sequence[Any]) -> Differentiable:
+    def _differentiable(self, wrt: tuple[str, ...], args: Sequence[Any]) -> Differentiable | None:
+        """What runs a call that is recorded; None where no argument that asks for a gradient can have one."""
         fuses = self._executor.backend_for(next(a.device for a in args if isinstance(a, torch.Tensor))) == "triton"
         key = (wrt, fuses)
         if key not in self._training:
             possible = set(gradient_inputs(self._program))
             wrt = tuple(n for n in wrt if n in possible)
-            self._training[key] = Differentiable(self._executor, wrt, lambda *a: self.grad(wrt)(*a), fuses=fuses)
+            made = Differentiable(self._executor, wrt, lambda *a: self.grad(wrt)(*a), fuses=fuses) if wrt else None
+            self._training[key] = made
         return self._training[key]
 
     # -- transforms -----------------------------------------------------------------------------------------------------
@@ -95,13 +108,37 @@ class Function:
             self._gradients[names] = Function(gradient(self._program, names), self._backend)
         return self._gradients[names]
 
-    def jvp(self) -> Function:
-        """Forward mode."""
-        raise Unsupported("forward mode is not built yet (tangent)", help="take grad() twice for Hessian-vector products")
+    def jvp(self, wrt: str | Sequence[str] | None = None) -> Function:
+        """Forward mode: a Function of the inputs and then `A.dot` for each float input (or for those in `wrt`), which returns the
+        tangent `Y.dot` of each output."""
+        names = (wrt,) if isinstance(wrt, str) else None if wrt is None else tuple(wrt)
+        return self._transformed(("jvp", names), lambda: tangent(self._program, names))
 
-    def vmap(self, *_: Any, **__: Any) -> Function:
-        """Batching: one more index."""
-        raise Unsupported("vmap is not built yet (batch)", help="write the batch index in the notation")
+    def vmap(self, in_dims: Dims = 0, out_dims: Dims = 0) -> Function:
+        """Batching by one more index, with the arguments of torch.func.vmap: dimensions per parameter and per output, None where
+        there is no batch. Nothing loops."""
+        ins, outs = (d if d is None or isinstance(d, int) else tuple(d) for d in (in_dims, out_dims))
+        return self._transformed(("vmap", ins, outs), lambda: batch(self._program, ins, outs))
+
+    def _transformed(self, key: object, make: Callable[[], Program]) -> Function:
+        if key not in self._gradients:
+            self._gradients[key] = Function(make(), self._backend)
+        return self._gradients[key]
+
+    def define_grad(self, tensor: str, text: str) -> None:
+        """Puts statements of one's own in the place of those that the printed gradient has for an input; grad() and autograd use
+        them from now on.
+
+        They write `A.grad` from the inputs, the cotangents `Y.grad` and what the forward pass computes. Raises NameError_,
+        RankMismatch or SizeMismatch, with the place, for a name that is not there or subscripts that do not fit.
+
+        >>> f = function("Y[i] = x[i] * x[i]")
+        >>> f.define_grad("x", "x.grad[i] = minimum(1.0, 2 * Y.grad[i] * x[i])")
+        """
+        self._program = define_grad(self._program, tensor, text)
+        self._executor = Executor(self._program, self._backend, schedules=self._executor.schedules)
+        self._training.clear()
+        self._gradients.clear()
 
     # -- looking inside ---------------------------------------------------------------------------------------------------
 
@@ -113,7 +150,7 @@ class Function:
     def lower(self, *args: Any, target: str | None = None) -> State:
         """Everything that the compiler finds for arguments: tensors, meta tensors, or strings such as "bf16[8,64]"."""
         found = layout(self._program, args, self._executor.integers)
-        return self._executor.lower(found, target or self.target_for(args))
+        return self._executor.lower(found, find_target(target or self.target_for(args)).name)
 
     def target_for(self, args: Sequence[Any]) -> str:
         """The target that arguments are compiled for where none is named: their device's, and "cuda:90" for mere descriptions."""
@@ -204,4 +241,8 @@ def function(source: str | Program | Callable[..., Any] | None = None, *, name: 
         return Function(source, backend)
     from tdsl.embed import trace
 
+    if not callable(source):
+        raise ArgumentError(
+            f"{source!r} is no program", help='write the notation as text, "Y[i,j] += A[i,k] * B[k,j]", or decorate a Python function'
+        )
     return Function(trace(source), backend)

@@ -629,31 +629,35 @@ def _finite(e: Expr) -> bool:
 
 
 def _without_fills(body: tuple[Statement | Loop, ...], sizes: Sizes) -> tuple[Statement | Loop, ...]:
-    """`T[n0,n1] = 0.0;  for i, u: T[i,u] += ..` --> the second alone, where it writes every element: a sum starts from zero."""
+    """`T[n0,n1] = 0.0;  for i, u: T[i,u] += ..` --> the second alone, where it writes every element: a sum starts from zero.
+
+    The same where the second is the first to write T in an ordered loop, over all of its steps.
+    """
     out = list(body)
     position = 0
     while position < len(out):
         node = out[position]
-        following = (
-            next((n for n in range(position + 1, len(out)) if touches(out[n], node)), None)
-            if isinstance(node, Statement) and is_fill(node)
-            else None
-        )
-        if following is not None:
-            later = out[following]
-            alike = isinstance(later, Statement) and later.target.tensor == node.target.tensor  # type: ignore[union-attr]
-            if (
-                alike
-                and isinstance(later, Statement)
-                and later.op == "+="
-                and covers_whole(later, sizes)
-                and not any(a.tensor == later.target.tensor for a in reads(later))
-            ):
-                out[following] = sized(later, sizes)
-                out.pop(position)
-                continue
-        position += 1
+        following = None
+        if isinstance(node, Statement) and is_fill(node):
+            following = next((n for n in range(position + 1, len(out)) if touches(out[n], node.target.tensor)), None)
+        started = None if following is None or not isinstance(node, Statement) else _started(out[following], node.target.tensor, sizes)
+        if following is None or started is None:
+            position += 1
+            continue
+        out[following] = started
+        out.pop(position)
     return tuple(out)
+
+
+def _started(node: Statement | Loop, name: str, sizes: Sizes) -> Statement | Loop | None:
+    """`node` as the first one to write `name`; None where it does not write all of it, or reads it before."""
+    if isinstance(node, Statement):
+        whole = node.target.tensor == name and node.op == "+=" and covers_whole(node, sizes) and all(a.tensor != name for a in reads(node))
+        return sized(node, sizes) if whole else None
+    first = next((s for s in statements((node,)) if s.target.tensor == name), None)
+    if first is None or first.op != "+=" or not any(first is child for child in node.body) or not covers_whole(first, sizes, loop_ranges(node, sizes)):
+        return None
+    return replace(node, body=tuple(sized(first, sizes) if child is first else child for child in node.body))
 
 
 def is_fill(s: Statement) -> bool:
@@ -661,10 +665,8 @@ def is_fill(s: Statement) -> bool:
     return s.op == "=" and isinstance(s.value, Const) and s.value.value == 0 and bool(s.target.subscripts)
 
 
-def touches(node: Statement | Loop, fill: Statement | Loop) -> bool:
-    """Whether a node reads, writes or measures the tensor of a fill."""
-    assert isinstance(fill, Statement)
-    name = fill.target.tensor
+def touches(node: Statement | Loop, name: str) -> bool:
+    """Whether a node reads, writes or measures a tensor."""
     return any(isinstance(e, Access | Size) and e.tensor == name for top in expressions(node) for e in walk(top))
 
 

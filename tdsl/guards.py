@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from tdsl.errors import BoundsError, NotInjective, Unsupported
+from tdsl.errors import BoundsError, NotInjective
 from tdsl.infer import Check
-from tdsl.ir import Access, Call, Clamp, Const, Expr, Index, Pad
+from tdsl.ir import Access, Call, Clamp, Const, Expr, Index, Pad, Size, free_indices, walk
 from tdsl.ops import OPS
 from tdsl.printer import print_expr
 
@@ -17,50 +17,75 @@ from tdsl.printer import print_expr
 def run_checks(checks: Sequence[Check], tensors: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raises BoundsError or NotInjective, with the values found, where a check fails. tensors: the call's arguments by name."""
     for check in checks:
-        names = [name for name, _, _ in check.ranges]
-        if any(not isinstance(b, int) for _, lo, hi in check.ranges for b in (lo, hi)):
-            raise Unsupported(
-                "ranges that depend on tensor values cannot be compiled yet (lowering)",
-                span=check.access.span,
-                help='run it with backend="reference"',
-            )
-        if any(a.tensor not in tensors for a in _inside(check.access)):
+        limits = [b for _, lo, hi in check.ranges for b in (lo, hi) if not isinstance(b, int)]
+        if any(a.tensor not in tensors for e in (check.access, *limits) for a in accesses(e)):
             continue  # a subscript that the program itself computes: the kernel that reads it runs later
-        grid = {name: _axis(n, lo, hi, len(names)) for n, (name, lo, hi) in enumerate(check.ranges)}
-        sizes = [hi - lo for _, lo, hi in check.ranges if isinstance(lo, int) and isinstance(hi, int)]
+        grid, starts, runs = axes(check.ranges, tensors, shapes)
+        sizes = [axis.numel() for axis in grid.values()]
         if 0 in sizes:
             continue
         if check.kind == "bounds":
-            _bounds(check, grid, tensors, shapes)
+            _bounds(check, grid, starts, runs, tensors, shapes)
         else:
-            _injective(check, grid, tensors, shapes, sizes)
+            _injective(check, grid, runs, tensors, shapes, sizes)
 
 
-def _axis(position: int, lo: Any, hi: Any, rank: int) -> torch.Tensor:
-    return torch.arange(lo, hi).reshape([-1 if d == position else 1 for d in range(rank)])
+def axes(
+    ranges: Sequence[tuple[str, Any, Any]], tensors: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[dict[str, torch.Tensor], dict[str, int], torch.Tensor]:
+    """The values of loop indices, each along a dimension of its own; the first value of each; and which points the loops run over.
+
+    A range that depends on the indices before it spans all that it can be.
+    """
+    grid: dict[str, torch.Tensor] = {}
+    starts: dict[str, int] = {}
+    runs = torch.ones((), dtype=torch.bool)
+    for n, (name, *bounds) in enumerate(ranges):
+        lo, hi = (torch.as_tensor(b if isinstance(b, int) else value_of(b, grid, tensors, shapes)) for b in bounds)
+        first, last = (int(lo.min()), int(hi.max())) if lo.numel() and hi.numel() else (0, 0)
+        axis = torch.arange(first, max(first, last)).reshape([-1 if d == n else 1 for d in range(len(ranges))])
+        runs = runs & (axis >= lo) & (axis < hi)
+        grid[name], starts[name] = axis, first
+    return grid, starts, runs
 
 
-def _bounds(check: Check, grid: Mapping[str, torch.Tensor], tensors: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
+def _bounds(
+    check: Check,
+    grid: Mapping[str, torch.Tensor],
+    starts: Mapping[str, int],
+    runs: torch.Tensor,
+    tensors: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> None:
     subscript = check.access.subscripts[check.dimension]
-    values = torch.as_tensor(_value(subscript, grid, tensors, shapes))
-    size = shapes[check.access.tensor][check.dimension]
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high >= size:
-        where = f"subscript {print_expr(subscript)} of {check.access.tensor} (dimension {check.dimension})"
+    values = torch.as_tensor(value_of(subscript, grid, tensors, shapes))
+    name, size = check.access.tensor, shapes[check.access.tensor][check.dimension]
+    outside = (((values < 0) | (values >= size)) & runs).nonzero()
+    if len(outside):
+        point = tuple(int(n) for n in outside[0])  # the grid is broadcast: an index that the subscript lacks has one place in it
+        used = free_indices(subscript)
+        at = [f"{index} = {lo + point[d]}" for d, (index, lo) in enumerate(starts.items()) if index in used]
+        found = int(torch.broadcast_to(values, torch.broadcast_shapes(values.shape, runs.shape))[point])
         raise BoundsError(
-            f"{where} is {low if low < 0 else high}; the size there is {size}",
-            span=check.access.span,
+            f"subscript {print_expr(subscript)} of {name} is {found}{' at ' if at else ''}{', '.join(at)}, "
+            f"but dimension {check.dimension} of {name} has size {size}",
+            span=getattr(subscript, "span", None) or check.access.span,
             help="indices count from 0; pad(..) reads zero outside, clamp(..) the nearest element",
         )
 
 
 def _injective(
-    check: Check, grid: Mapping[str, torch.Tensor], tensors: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], sizes: list[int]
+    check: Check,
+    grid: Mapping[str, torch.Tensor],
+    runs: torch.Tensor,
+    tensors: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    sizes: list[int],
 ) -> None:
     flat = torch.zeros(sizes, dtype=torch.int64)
-    inside = torch.ones(sizes, dtype=torch.bool)
+    inside = torch.broadcast_to(runs, sizes)
     for d, subscript in enumerate(check.access.subscripts):
-        values = torch.as_tensor(_value(subscript, grid, tensors, shapes))
+        values = torch.as_tensor(value_of(subscript, grid, tensors, shapes))
         size = shapes[check.access.tensor][d]
         if isinstance(subscript, Pad):
             inside = inside & (values >= 0) & (values < size)
@@ -72,26 +97,16 @@ def _injective(
         raise NotInjective(
             f"`=` writes an element of {check.access.tensor} more than once, at {print_expr(check.access)}",
             span=check.access.span,
-            help="write += to add them up",
+            help="write `+=` to add them up, or make the subscripts distinct",
         )
 
 
-def _inside(access: Access) -> list[Access]:
-    found: list[Access] = []
-    pending: list[Expr] = list(access.subscripts)
-    while pending:
-        e = pending.pop()
-        if isinstance(e, Access):
-            found.append(e)
-            pending += e.subscripts
-        elif isinstance(e, Call):
-            pending += e.args
-        elif isinstance(e, Pad | Clamp):
-            pending.append(e.value)
-    return found
+def accesses(e: Expr) -> list[Access]:
+    """The accesses inside an integer expression, or in the subscripts of an access."""
+    return [a for top in (e.subscripts if isinstance(e, Access) else (e,)) for a in walk(top) if isinstance(a, Access)]
 
 
-def _value(e: Expr, grid: Mapping[str, torch.Tensor], tensors: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Any:
+def value_of(e: Expr, grid: Mapping[str, torch.Tensor], tensors: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Any:
     """An integer expression over all points of the grid, broadcast."""
     match e:
         case Const(value=value):
@@ -99,18 +114,21 @@ def _value(e: Expr, grid: Mapping[str, torch.Tensor], tensors: Mapping[str, Any]
         case Index(name=name):
             return grid[name]
         case Pad() | Clamp():
-            return _value(e.value, grid, tensors, shapes)
+            return value_of(e.value, grid, tensors, shapes)
         case Access(tensor=name, subscripts=()):
             return int(tensors[name])
         case Access(tensor=name, subscripts=subscripts):
-            return tensors[name].cpu()[tuple(_value(s, grid, tensors, shapes) for s in subscripts)]
+            tensor = tensors[name].cpu()
+            places = [torch.as_tensor(value_of(s, grid, tensors, shapes)) for s in subscripts]
+            # Points beyond a ragged range may lie outside; a real one has a check of its own.
+            return tensor[tuple(p.clamp(0, max(0, n - 1)) for p, n in zip(places, tensor.shape, strict=True))]
         case Call(op=op, args=args):
-            values = [_value(a, grid, tensors, shapes) for a in args]
+            values = [value_of(a, grid, tensors, shapes) for a in args]
+            if op in ("floordiv", "mod") and (torch.as_tensor(values[1]) == 0).any():
+                raise BoundsError(f"a subscript divides by zero: {print_expr(e)}", span=e.span, help="check the divisor before the call")
             if not any(isinstance(v, torch.Tensor) for v in values) and op in ("floordiv", "mod"):
                 return values[0] // values[1] if op == "floordiv" else values[0] % values[1]
             return eval(OPS[op].torch.format(*(f"v[{n}]" for n in range(len(values)))), {"torch": torch, "v": values})
-    from tdsl.ir import Size
-
-    if isinstance(e, Size):
-        return shapes[e.tensor][e.dim]
+        case Size(tensor=name, dim=dim):
+            return shapes[name][dim]
     raise AssertionError(e)

@@ -52,7 +52,7 @@ def with_header(body: Body, header: Header, name: str | None, written: Collectio
             )
         if o.sizes is not None and len(o.sizes) != ranks[o.name]:
             raise RankMismatch(
-                f"output {o.name} has {len(o.sizes)} sizes, and {ranks[o.name]} subscripts where it is written",
+                f"output {o.name} has {len(o.sizes)} sizes, and {ranks[o.name]} subscript{'s' * (ranks[o.name] != 1)} where it is written",
                 span=o.span,
                 help="give one size per dimension",
             )

@@ -16,7 +16,9 @@ from tdsl.affine import Affine, Bound, depends_on_values, enclosure, evaluate, i
 from tdsl.dtypes import Typed, category, dtype_of, written
 from tdsl.errors import ArgumentError, BoundsError, DtypeError, IndexError_, NotInjective, RangeError, RankMismatch, SelfRead, SizeMismatch
 from tdsl.ir import (
+    REDUCTION_OF,
     Access,
+    Call,
     Clamp,
     Const,
     Expr,
@@ -37,9 +39,10 @@ from tdsl.ir import (
     substitute,
     walk,
 )
-from tdsl.ops import DTYPES
+from tdsl.ops import DTYPES, OPERATORS, OPS
 from tdsl.printer import print_expr
 from tdsl.ranges import Loops, Node, Placed, Scope, Sizes, Use, counted, text_of
+from tdsl.signature import place_of, place_of_inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +157,10 @@ def _explicit(r: Range, found: Mapping[str, tuple[Bound, Bound]]) -> Range:
     return replace(r, lo=lo, hi=hi)
 
 
+_KINDS = ("bool", "int", "float")
+_KIND_NAMES = {"bool": "booleans", "int": "integers", "float": "floats"}
+
+
 class _Inference:
     """One pass over the program: statement by statement, sizes and dtypes of what came before being known."""
 
@@ -188,31 +195,33 @@ class _Inference:
         if set(self.specs) != set(inputs):
             odd = sorted(set(self.specs) ^ set(inputs))
             raise ArgumentError(
-                f"{self.program.name} takes {', '.join(inputs) or 'nothing'}; {', '.join(odd)} is missing or not among them"
+                f"{self.program.name} takes {', '.join(inputs) or 'nothing'}; {', '.join(odd)} is missing or not among them",
+                span=place_of_inputs(self.program),
+                help="give each parameter its value, and nothing else",
             )
         names: dict[str, tuple[int, Param, int]] = {}
         for param in self.program.params:
             spec = self.specs[param.name]
             if len(spec.shape) != len(param.dims):
                 raise RankMismatch(
-                    f"{param.name} has {counted(len(param.dims), 'dimension')}, but got {list(spec.shape)}", span=self._where(param)
+                    f"{param.name} has {counted(len(param.dims), 'dimension')} in the program, but got {_described(spec)}",
+                    span=place_of(self.program, param.name),
+                    help=_rank_help(param, len(spec.shape)),
                 )
             for dim, (name, size) in enumerate(zip(param.dims, spec.shape, strict=True)):
                 before, other, place = names.setdefault(name, (size, param, dim))
                 if before != size:
                     raise SizeMismatch(
                         f"size {name} is {before} in {other.name} (dimension {place}) but {size} in {param.name} (dimension {dim})",
-                        span=self._where(param),
-                        help="the names in a signature's brackets are sizes: equal names agree",
+                        span=place_of(self.program, param.name),
+                        help="the names in a signature's brackets are sizes: equal names agree"
+                        if param.span is not None
+                        else f"{name} is one index, with one range; sizes never broadcast, not even 1",
                     )
             self.shapes[param.name] = spec.shape
             self.dtypes[param.name] = spec.dtype
             self.ranks[param.name] = -1 if spec.weak else len(spec.shape)
         return {name: size for name, (size, _, _) in names.items()}
-
-    def _where(self, param: Param) -> Span | None:
-        accesses = (e for n in self.program.body for x in expressions(n) for e in walk(x) if isinstance(e, Access))
-        return param.span or next((a.span for a in accesses if a.tensor == param.name), None)
 
     def _declared(self) -> dict[str, tuple[int | None, ...]]:
         """The sizes that the signature gives to outputs."""
@@ -226,9 +235,17 @@ class _Inference:
                     self._integer(e, output.span)
                 size = None if e is None else evaluate(e, self.values, self.known)
                 if e is not None and size is None:
-                    raise ArgumentError(f"the size {text_of(e)} of {output.name} needs the value of an integer argument", span=output.span)
+                    raise ArgumentError(
+                        f"the size {text_of(e)} of {output.name} needs the value of an integer argument",
+                        span=e.span or output.span,
+                        help="pass a Python number, or a 0-d tensor that has a value",
+                    )
                 if size is not None and size < 0:
-                    raise BoundsError(f"dimension {dim} of {output.name} would have size {size}", span=output.span)
+                    raise BoundsError(
+                        f"dimension {dim} of {output.name} would have size {size}",
+                        span=(e.span if e is not None else None) or output.span,
+                        help="sizes are 0 or more",
+                    )
                 shape.append(size)
             declared[output.name] = tuple(shape)
         return declared
@@ -241,6 +258,8 @@ class _Inference:
         late = [pair for pair in node.integers if not self._integer(*pair)]
         node.settle()
         self._dtypes(node)
+        for placed in node.statements:
+            self._operands(placed.statement.value)
         for pair in late:
             self._integer(*pair)
         for use in node.uses:
@@ -274,7 +293,7 @@ class _Inference:
     def _not_an_integer(self, e: Expr, dtype: str, span: Span | None) -> None:
         what = e.tensor if isinstance(e, Access) else print_expr(e)
         mend = (
-            "subscripts, bounds and sizes are integers; convert the tensor before the call"
+            f"subscripts, bounds and sizes are integers; pass {e.tensor}.long() if its values are whole"
             if isinstance(e, Access)
             else "use // for a quotient"
         )
@@ -298,6 +317,21 @@ class _Inference:
             if self.dtypes == before or not any(p.outer.loops for p in node.statements):
                 break
         self.written += result
+
+    def _operands(self, value: Expr) -> None:
+        """Raises DtypeError for a function of dtypes that it is not defined for."""
+        for e in walk(value):
+            if not isinstance(e, Call) or len(takes := OPS[e.op].takes) == len(_KINDS):
+                continue
+            found = [dtype_of(a, self.dtypes, self.ranks)[0] for a in e.args]
+            kind = max((DTYPES[d].kind for d in found), key=_KINDS.index)
+            if kind not in takes:
+                names = [_KIND_NAMES[k] for k in takes]
+                raise DtypeError(
+                    f"`{OPERATORS[e.op][0] if e.op in OPERATORS else e.op}` is not defined for {' and '.join(dict.fromkeys(found))}",
+                    span=e.span,
+                    help=f"it takes {' or '.join(names)}; a cast is written `{'float32' if 'float' in takes else 'int64'}(..)`",
+                )
 
     # -- checks -------------------------------------------------------------------------------------------------------
 
@@ -331,7 +365,9 @@ class _Inference:
         elif loops:
             mend = f"give a smaller range, `for {loops[0]} in lo:hi`, or {mend}"
         return BoundsError(
-            f"subscript {text} of {name} {reach}, but dimension {dim} of {name} has size {size}", span=use.source.span, help=mend
+            f"subscript {text} of {name} {reach}, but dimension {dim} of {name} has size {size}",
+            span=getattr(source, "span", None) or use.source.span,
+            help=mend,
         )
 
     def _injective(self, node: Node, placed: Placed) -> None:
@@ -375,7 +411,25 @@ class _Inference:
             loops = placed.scope.loops
             empty = [i for i in s.reduced if loops[i].empty]
             if empty and not any(loops[i].empty for i in loops if i not in empty):
-                raise RangeError(f"`{s.op}` over index {empty[0]}, whose range is empty, has no value", span=s.span)
+                raise RangeError(
+                    f"`{s.op}` over index {empty[0]}, whose range is empty, has no value",
+                    span=s.span,
+                    help=f"give it one: `{s.target.tensor}[..] = {REDUCTION_OF[s.op]}[{empty[0]}](.., init=..)`",
+                )
+
+
+def _described(spec: Spec) -> str:
+    if spec.weak:
+        return f"a Python number ({spec.dtype})"
+    return f"a tensor of shape {list(spec.shape)}"
+
+
+def _rank_help(param: Param, rank: int) -> str:
+    if not param.dims:
+        return f"{param.name} is a scalar: pass a Python number or a 0-d tensor, or give {param.name} subscripts in the program"
+    if not rank:
+        return f"pass a tensor, {param.name}[{','.join(param.dims)}]; to take a number, write {param.name} without brackets"
+    return f"pass {param.name}[{','.join(param.dims)}]; sizes never broadcast: a batch is one more index in the program"
 
 
 def _check(node: Node, use: Use, dim: int, kind: str, indices: tuple[str, ...]) -> Check:
@@ -407,7 +461,7 @@ def _nonempty(reduction: Reduce, loops: tuple[Loops, ...], scope: Scope) -> None
         raise RangeError(
             f"{reduction.op} over index {empty[0]}, whose range is empty, has no value",
             span=reduction.span,
-            help=f"give it one: {reduction.op}[{empty[0]}](.., init=..)" if reduction.op in ("max", "min") else None,
+            help=f"give it one: `{reduction.op}[{empty[0]}](.., init=..)`" if reduction.op in ("max", "min") else "leave empty tensors out",
         )
 
 

@@ -187,13 +187,22 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True)
+class Custom:
+    """Statements that take the place of those of the swap rule for the gradient `name` of an input."""
+
+    name: str
+    body: tuple[Statement | Loop, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Program:
-    """A function of tensors. `str(program)` is the notation and parses back to an equal Program."""
+    """A function of tensors. `str(program)` is the notation and parses back to an equal Program, but for `custom`."""
 
     name: str
     params: tuple[Param, ...]
     outputs: tuple[Output, ...]
     body: tuple[Statement | Loop, ...]
+    custom: tuple[Custom, ...] = ()
 
     def __str__(self) -> str:
         from tdsl.printer import print_program  # the printer reads this module; only the convenience looks back

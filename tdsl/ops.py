@@ -142,7 +142,7 @@ def softplus(x):
 _SIGN = """
 @triton.jit
 def sign(x):
-    return tl.where(x > 0, 1, tl.where(x < 0, -1, x))
+    return (x > 0).to(x.dtype) - (x < 0).to(x.dtype)
 """
 _FLOORDIV = """
 @triton.jit
@@ -179,13 +179,15 @@ OPS: dict[str, Op] = {
         Op("pow", "a b", "same", ("where(b == 0, 0, g * b * a ** (b - 1))", "where(a == 0, 0, g * y * log(a))"), "np.float_power({0}, {1})", "torch.pow({0}, {1})", "power({0}, {1})", "math.powf", cost=12, takes=_NUMBERS, triton_def="""
 @triton.jit
 def power(a, b):
-    if a.dtype.is_floating():
+    if (a + b).dtype.is_floating():
+        a = tl.where(b == b, a, a)
         whole = tl.floor(b) == b
         odd = whole & (tl.floor(b * 0.5) * 2.0 != b)
         size = tl.exp2(b * tl.log2(tl.abs(a)))
         signed = tl.where(a < 0, tl.where(whole, tl.where(odd, -size, size), float("nan")), size)
         return tl.where((b == 0.0) | (a == 1.0), 1.0, signed)
     else:  # by squaring: 6 bits of the exponent, since larger powers of integers overflow
+        a = a + (b - b)
         result = tl.where(b & 1 != 0, a, 1)
         for bit in tl.static_range(1, 6):
             a = a * a
@@ -232,7 +234,7 @@ def gelu_tanh(x):
         Op("softplus", "x", "float", ("g * sigmoid(x)",), "np.logaddexp({0}, 0.0)", "torch.nn.functional.softplus({0}, threshold=50.0)", "softplus({0})", triton_def=_SOFTPLUS, definition="maximum(x, 0) + log1p(exp(-abs(x)))", cost=28),
         Op("erf", "x", "float", (f"g * {_TWO_OVER_SQRT_PI} * exp(-x * x)",), "math.erf({0})", "torch.erf({0})", "tl.erf({0})", "math.erf", cost=20),
         Op("abs", "x", "same", ("g * sign(x)",), "abs({0})", "torch.abs({0})", "tl.abs({0})", "math.absf", homomorphism=("mul", "mul")),
-        Op("sign", "x", "same", (None,), "np.sign({0})", "torch.sign({0})", "sign({0})", triton_def=_SIGN),
+        Op("sign", "x", "same", (None,), "(np.sign({0}) if {0} == {0} else 0.0)", "torch.sign({0})", "sign({0})", triton_def=_SIGN),
         Op("floor", "x", "same", (None,), "np.floor({0})", "torch.floor({0})", "tl.floor({0})", "math.floor"),
         Op("ceil", "x", "same", (None,), "np.ceil({0})", "torch.ceil({0})", "tl.ceil({0})", "math.ceil"),
         Op("isnan", "x", "bool", (None,), "({0} != {0})", "torch.isnan({0})", "({0} != {0})"),

@@ -194,7 +194,11 @@ class Node:
         written = {p.statement.target.tensor for p in self.statements}
         for use in self.uses:
             if use.access.tensor not in self.sizes.shapes and use.access.tensor not in written:
-                raise NameError_(f"{use.access.tensor} is read, but nothing defines it", span=use.source.span)
+                raise NameError_(
+                    f"{use.access.tensor} is read, but nothing defines it",
+                    span=use.source.span,
+                    help="add it to the parameters, or write it first",
+                )
         for name in written - set(self.sizes.shapes):
             shape = self.sizes.declared.get(name)
             if shape is not None and None not in shape:
@@ -223,7 +227,9 @@ class Node:
             expected = len(shape) if shape is not None else ranks.setdefault(name, rank)
             if rank != expected:
                 raise RankMismatch(
-                    f"{name} has {counted(expected, 'dimension')}, but {counted(rank, 'subscript')} here", span=use.source.span
+                    f"{name} has {counted(expected, 'dimension')}, but {counted(rank, 'subscript')} here",
+                    span=use.source.span,
+                    help=f"every use of {name} takes the same number of subscripts",
                 )
 
     def _plain(self) -> bool:
@@ -313,13 +319,13 @@ class Node:
                 places = ",".join("N" if d == dim else text_of(e) for d, e in enumerate(target.source.subscripts))
                 raise RangeError(
                     f"the size of dimension {dim} of {name} cannot be inferred: its subscript depends on the values of a tensor",
-                    span=target.source.span,
+                    span=_place(target.source, dim),
                     help=f"give the size in a signature: `def name(.., N) -> {name}[{places}]:`",
                 )
             if least < 0 and not isinstance(s, Pad | Clamp) and least <= most:
                 raise BoundsError(
                     f"a subscript of {name} (dimension {dim}) goes down to {int(least)}",
-                    span=target.source.span,
+                    span=_place(target.source, dim),
                     help="give the index a range that keeps it at 0 or above",
                 )
             shape.append(max(0, int(most) + 1))
@@ -366,7 +372,7 @@ class Node:
                     if not isinstance(s, Pad | Clamp) and loop.key in form.linear_indices and not use.write:
                         partners += [i for i in form.indices if i != loop.key and i not in self.ranges]
         span = loop.span or next(
-            (u.source.span for u in self.uses if any(loop.key in linear(s).indices for s in u.access.subscripts)), None
+            (_place(u.source, d) for u in self.uses for d, s in enumerate(u.access.subscripts) if loop.key in linear(s).indices), None
         )
         if partners:
             other = partners[0].rstrip("'")
@@ -379,7 +385,9 @@ class Node:
             return IndexError_(
                 f"index {loop.name} stands only on the left, where nothing gives it a range", span=span, help=f"give it one: {mend}"
             )
-        return RangeError(f"nothing gives index {loop.name} a range", span=span, help=f"give it one: {mend}")
+        padded = any(isinstance(s, Pad) and loop.key in linear(s).indices for u in self.uses for s in u.access.subscripts)
+        why = "; `pad(..)` bounds nothing, since it reads zero outside" if padded else ""
+        return RangeError(f"nothing gives index {loop.name} a range", span=span, help=f"give it one: {mend}{why}")
 
     # -- after settling -----------------------------------------------------------------------------------------------
 
@@ -398,6 +406,11 @@ class Node:
         names = {loop.key: Index(loop.name) for loop in scope.loops.values() if loop.key != loop.name}
         lo, hi = (b if isinstance(b, int) or not names else substitute(b, names) for b in loop.bounds)
         return lo, hi
+
+
+def _place(access: Access, dim: int) -> Span | None:
+    """Where a subscript stands, else its access."""
+    return getattr(access.subscripts[dim], "span", None) or access.span
 
 
 def counted(n: int, noun: str) -> str:

@@ -125,7 +125,11 @@ class _Guards:
         if 0 <= value < size:
             return int(value)
         access = self.places[place]
-        raise BoundsError(f"a subscript of {print_expr(access)} is {value}, outside of 0:{size}", span=access.span)
+        raise BoundsError(
+            f"a subscript of {print_expr(access)} is {value}, outside of 0:{size}",
+            span=access.span,
+            help="indices count from 0; pad(..) reads zero outside, clamp(..) the nearest element",
+        )
 
     def once(self, seen: set[Any], point: Any, place: int) -> None:
         """Records that `=` writes `point`."""
@@ -141,7 +145,11 @@ class _Guards:
     def nothing(self, place: int) -> None:
         """A reduction without a value had no terms."""
         reduce = self.places[place]
-        raise RangeError(f"{print_expr(reduce)} over an empty range has no value", span=reduce.span)
+        raise RangeError(
+            f"{print_expr(reduce)} over an empty range has no value",
+            span=reduce.span,
+            help="max and min take `init=`; leave empty ranges out of the others",
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------------

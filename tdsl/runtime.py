@@ -8,21 +8,27 @@ reference   the loops
 from __future__ import annotations
 
 import linecache
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from lowering.compiler import Observer, State, compile_program
+from lowering.compiler import Observer, compile_program
+from lowering.ragged import Limits
 from lowering.schedule import Schedule
+from lowering.state import Allocation, Part, Repeat, State
+from lowering.steps import View
 from tdsl import reference
-from tdsl.arguments import TORCH_DTYPES, Layout, layout
+from tdsl.affine import evaluate, linear
+from tdsl.arguments import TORCH_DTYPES, Layout, check_callable, layout
 from tdsl.config import config
+from tdsl.distribute import distribute
 from tdsl.errors import ArgumentError
 from tdsl.expand import expand
-from tdsl.guards import run_checks
+from tdsl.extents import as_expr
+from tdsl.guards import axes, run_checks, value_of
 from tdsl.infer import Inferred, Spec, infer
-from tdsl.ir import Program
+from tdsl.ir import Access, Clamp, Expr, Pad, Program, Reduce, bounds, expressions, statements, walk
 from tdsl.simplify import simplify
 from tdsl.ssa import ssa
 from tdsl.swap import differentiable
@@ -33,7 +39,31 @@ Outputs = tuple[torch.Tensor, ...]
 
 def flatten(program: Program) -> Program:
     """The form that the compiler takes: no inner reductions, one name per version."""
-    return simplify(ssa(expand(program)))
+    return simplify(distribute(ssa(expand(program))))
+
+
+_Extent = tuple[Expr, tuple[tuple[str, int | Expr, int | Expr], ...]]  # how long a range is, and the ranges of the indices in that
+_NO_LIMITS: Limits = {}
+
+
+def _is_ragged(program: Program) -> bool:
+    """Whether a range depends on the values of a tensor."""
+    tops = [top for node in program.body for top in expressions(node)]
+    found = [b for s in statements(program.body) for b in bounds(s.ranges)]
+    found += [b for top in tops for e in walk(top) if isinstance(e, Reduce) for b in bounds(e.ranges)]
+    return any(isinstance(a, Access) and a.subscripts for b in found for a in walk(b))
+
+
+def _ragged_extents(inferred: Inferred, inputs: frozenset[str]) -> Iterator[_Extent]:
+    """The lengths of ranges that depend on the values of input tensors."""
+    for ranges in inferred.ranges:
+        before: list[tuple[str, int | Expr, int | Expr]] = []
+        for name, (lo, hi) in ranges.items():
+            extent = (linear(as_expr(hi)) - linear(as_expr(lo))).expr()
+            read = [a for a in walk(extent) if isinstance(a, Access) and a.subscripts]
+            if read and all(a.tensor in inputs for a in walk(extent) if isinstance(a, Access)):
+                yield extent, tuple(before)
+            before.append((name, lo, hi))
 
 
 class Executor:
@@ -54,7 +84,7 @@ class Executor:
         schedules: dict[str, Schedule] | None = None,
     ):
         if backend not in BACKENDS:
-            raise ArgumentError(f"backend {backend!r} is none of {', '.join(BACKENDS)}")
+            raise ArgumentError(f"there is no backend {backend!r}", help=f"the backends are {', '.join(BACKENDS)}")
         self.program = program
         self.backend = backend
         self.saved = saved
@@ -65,6 +95,8 @@ class Executor:
         self._compiled: dict[object, Callable[[Sequence[Any]], Outputs]] = {}
         self._dtypes: dict[object, Mapping[str, str]] = {}
         self._recomputed: dict[object, frozenset[str]] = {}
+        self.ragged = backend != "reference" and _is_ragged(program)
+        self._extents: dict[object, tuple[Mapping[str, tuple[int, ...]], tuple[_Extent, ...]]] = {}
 
     @property
     def flat(self) -> Program:
@@ -77,14 +109,37 @@ class Executor:
         """The outputs of the program, in order. Raises what inference raises; nothing is compiled then."""
         try:
             key = self._key(args)
+            limits = _NO_LIMITS
+            if self.ragged:
+                limits = self._limits(key, args)
+                key = (key, tuple(limits.values()))
             compiled = self._compiled.get(key)
         except AttributeError:  # an argument that is neither a tensor nor a number
             layout(self.program, args)
             raise
         if compiled is None:
-            compiled = self._specialise(args)
+            compiled = self._specialise(args, limits)
             self._compiled[key] = compiled
         return compiled(args)
+
+    def _limits(self, key: object, args: Sequence[Any]) -> Limits:
+        """The most that ranges which depend on tensors are in these tensors, as powers of two: kernels are made for that.
+
+        It is read once per call, which waits for a GPU; the terms beyond a range are masked.
+        """
+        if key not in self._extents:
+            found = layout(self.program, args, self.integers)
+            inferred = infer(self.flat, found.specs, found.values, unseen=self.saved)
+            self._extents[key] = inferred.shapes, tuple(_ragged_extents(inferred, frozenset(self.program.inputs)))
+        shapes, extents = self._extents[key]
+        tensors = dict(zip(self.program.inputs, args, strict=True))
+        limits: dict[Expr, int] = {}
+        for extent, ranges in extents:
+            grid, _, runs = axes(ranges, tensors, shapes)
+            values = torch.as_tensor(value_of(extent, grid, tensors, shapes)) * runs
+            most = max(0, int(values.max())) if values.numel() else 0
+            limits[extent] = 1 << (most - 1).bit_length() if most else 0
+        return limits
 
     def forget(self) -> None:
         """Drops what was compiled: a schedule changed."""
@@ -134,8 +189,8 @@ class Executor:
             return self.backend
         return "torch" if device is None or device.type == "cpu" else "triton"
 
-    def lower(self, found: Layout, target: str, observer: Observer | None = None) -> State:
-        """The compiler's result for arguments of a layout."""
+    def lower(self, found: Layout, target: str, observer: Observer | None = None, limits: Limits = _NO_LIMITS) -> State:
+        """The compiler's result for arguments of a layout. limits: the most that ranges which depend on tensors are."""
         in_memory = {}
         specs = dict(found.specs)
         for name, logical in self.stored.items():
@@ -154,18 +209,20 @@ class Executor:
             stored=in_memory,
             saved=self.saved,
             results=results,
+            limits=limits,
             observer=observer,
             input_precision="tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
         )
 
-    def _specialise(self, args: Sequence[Any]) -> Callable[[Sequence[Any]], Outputs]:
+    def _specialise(self, args: Sequence[Any], limits: Limits = _NO_LIMITS) -> Callable[[Sequence[Any]], Outputs]:
         found = layout(self.program, args, self.integers)
+        check_callable(self.program, args)
         inferred = infer(self.program, found.specs, found.values)
         backend = self.backend_for(found.device)
         if backend == "reference":
             return self._reference(inferred)
         device = found.device or torch.device("cpu")
-        state = self.lower(found, "cpu" if backend == "torch" else target_of(device))
+        state = self.lower(found, "cpu" if backend == "torch" else target_of(device), limits=limits)
         run = torch_callable(state) if backend == "torch" else triton_callable(state, device)
         if not inferred.checks or not (device.type == "cpu" or config.debug):
             return run
@@ -226,28 +283,72 @@ def torch_callable(state: State) -> Callable[[Sequence[Any]], Outputs]:
 
 
 def triton_callable(state: State, device: torch.device) -> Callable[[Sequence[Any]], Outputs]:
-    """Allocates, launches and returns; the very same kernels on a GPU and through the interpreter."""
-    from lowering.triton_launch import launch
-
-    interpret = device.type == "cpu"
+    """Allocates, launches and returns; the very same kernels on a GPU and through the interpreter. Ordered loops run on the host."""
     names, results = state.program.inputs, state.program.results
+    parts = state.parts or (Part(state),)
 
     def call(args: Sequence[Any]) -> Outputs:
         memory: dict[str, Any] = dict(zip(names, args, strict=True))
         with torch.no_grad():
-            for step in state.steps:
-                for a in step.allocate:
-                    dtype = TORCH_DTYPES[a.dtype]
-                    if a.fill is None:
-                        memory[a.tensor] = torch.empty(a.shape, dtype=dtype, device=device)
-                    else:
-                        memory[a.tensor] = torch.full(a.shape, a.fill, dtype=dtype, device=device)
-                assert step.source is not None
-                values = [_operand(memory[b.tensor], b.number, b.dtype, device) for b in step.tile.buffers]
-                launch(step.source, step.tile.programs, [*values, *step.integers.values()], interpret=interpret)
+            for part in parts:
+                _run_part(part, memory, {}, device)
             return tuple(memory[o].clone() if o in names or results.count(o) > 1 else memory[o] for o in results)
 
     return call
+
+
+def _run_part(part: Part | Repeat, memory: dict[str, Any], steps: dict[str, int], device: torch.device) -> None:
+    """Runs the kernels of a part on the tensors of `memory`, or all steps of a loop. steps: where the loops around it are."""
+    from lowering.triton_launch import launch
+
+    if isinstance(part, Repeat):
+        for a in part.allocate:
+            memory[a.tensor] = _allocated(a, device)
+        values = range(_bound(part.lo, steps), _bound(part.hi, steps))
+        for value in reversed(values) if part.reverse else values:
+            for inner in part.parts:
+                _run_part(inner, memory, {**steps, part.index: value}, device)
+        return
+    for number, index in part.numbers.items():
+        memory[number] = steps[index]
+    for view in part.views:
+        memory[view.name] = _slice(view, memory[view.tensor], steps)
+    for alias, name in part.aliases.items():
+        memory[alias] = memory[name]
+    for step in part.state.steps:
+        for a in step.allocate:
+            memory[a.tensor] = _allocated(a, device)
+        assert step.source is not None
+        values_ = [_operand(memory[b.tensor], b.number, b.dtype, device) for b in step.tile.buffers]
+        launch(step.source, step.tile.programs, [*values_, *step.integers.values()], interpret=device.type == "cpu")
+
+
+def _allocated(a: Allocation, device: torch.device) -> torch.Tensor:
+    dtype = TORCH_DTYPES[a.dtype]
+    return torch.empty(a.shape, dtype=dtype, device=device) if a.fill is None else torch.full(a.shape, a.fill, dtype=dtype, device=device)
+
+
+def _bound(bound: int | Expr, steps: Mapping[str, int]) -> int:
+    value = bound if isinstance(bound, int) else evaluate(bound, steps)
+    assert value is not None
+    return value
+
+
+def _slice(view: View, tensor: torch.Tensor, steps: Mapping[str, int]) -> torch.Tensor:
+    """A view at one step: zeros of its own where the step lies outside of a padded dimension."""
+    places: list[int | slice] = []
+    for size, at in zip(tensor.shape, view.at, strict=True):
+        if at is None:
+            places.append(slice(None))
+            continue
+        place = _bound(at.value if isinstance(at, Pad | Clamp) else at, steps)
+        if isinstance(at, Clamp):
+            place = min(max(place, 0), size - 1)
+        elif isinstance(at, Pad) and not 0 <= place < size:
+            left = [(n, step) for n, step, a in zip(tensor.shape, tensor.stride(), view.at, strict=True) if a is None]
+            return tensor.new_empty_strided([n for n, _ in left], [step for _, step in left]).zero_()  # kernels are made for strides
+        places.append(place)
+    return tensor[tuple(places)]
 
 
 def _operand(value: Any, number: bool, dtype: str, device: torch.device) -> Any:

@@ -9,6 +9,7 @@ names in a header are a constraint.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from typing import TypeAlias
 
 from tdsl.errors import NameError_
@@ -25,6 +26,7 @@ from tdsl.ir import (
     Range,
     Reduce,
     Size,
+    Span,
     Statement,
     bounds,
     children,
@@ -120,6 +122,21 @@ def tensor_ranks(body: Body) -> dict[str, int]:
                 if isinstance(e, Access):
                     ranks.setdefault(e.tensor, len(e.subscripts))
     return ranks
+
+
+def place_of(program: Program, name: str) -> Span | None:
+    """Where an error about a parameter points: at it in the `def` line, else at its first access."""
+    declared = next((p.span for p in program.params if p.name == name), None)
+    nodes = (e for n in program.body for x in expressions(n) for e in walk(x) if isinstance(e, Access | Size))
+    return declared or next((e.span for e in nodes if e.tensor == name), None)
+
+
+def place_of_inputs(program: Program) -> Span | None:
+    """Where an error about all parameters points: at them in the `def` line, else at the first statement."""
+    spans = [p.span for p in program.params if p.span is not None]
+    if spans and len(spans) == len(program.params):
+        return replace(spans[0], end=spans[-1].end) if spans[0].text == spans[-1].text else spans[0]
+    return next((node.span for node in program.body), None)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

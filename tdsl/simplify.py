@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import TypeVar
 
 from tdsl.ir import (
     Access,
@@ -17,19 +19,23 @@ from tdsl.ir import (
     Size,
     Statement,
     expressions,
+    free_indices,
     reads,
     rebuild,
     rebuild_range,
+    rename_tensors,
     statements,
     substitute,
     walk,
 )
 
+_Node = TypeVar("_Node", Statement, Loop)
+
 
 def simplify(program: Program, *, keep_all: bool = False) -> Program:
-    """Algebra on every expression, then `merge_doubles`, then `drop_dead` (unless keep_all)."""
+    """Algebra on every expression, then `merge_doubles`, `merge_same` and `drop_dead` (unless keep_all)."""
     body = tuple(_on_expressions(node) for node in program.body)
-    simpler = replace(program, body=merge_doubles(body))
+    simpler = merge_same(replace(program, body=merge_doubles(body)))
     return simpler if keep_all else drop_dead(simpler)
 
 
@@ -82,6 +88,63 @@ def _one_nest(loop: Loop) -> Loop:
 
 def _sizes(node: Statement | Loop) -> list[Size]:
     return [e for expr in expressions(node) for e in walk(expr) if isinstance(e, Size)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Common subexpressions
+
+
+def merge_same(program: Program) -> Program:
+    """`a[i] += X[i,k]; b[j] += X[j,l]; .. b[j]`  -->  `a[i] += X[i,k]; .. a[j]`, for tensors that one statement each defines and
+    that are no outputs, and whose operands are not written again."""
+    counts = Counter(s.target.tensor for s in statements(program.body))
+    known: dict[object, str] = {}
+    names: dict[str, str] = {}
+    body: list[Statement | Loop] = []
+    for node in program.body:
+        if isinstance(node, Loop):
+            body.append(node)
+            continue
+        node = _renamed(node, names)
+        name = node.target.tensor
+        key = _definition(node)
+        steady = all(counts[a.tensor] <= (a.tensor not in program.inputs) for a in reads(node))
+        if key is not None and counts[name] == 1 and steady:
+            if key in known and name not in program.results:
+                names[name] = known[key]
+                continue
+            known.setdefault(key, name)
+        body.append(node)
+    return replace(program, body=tuple(_renamed(node, names) if isinstance(node, Loop) else node for node in body))
+
+
+def _definition(s: Statement) -> object | None:
+    """What a statement computes, whatever its target and its indices are called; None where it does not define a whole tensor."""
+    left = [i.name for i in s.target.subscripts if isinstance(i, Index)]
+    bounds = {r.index: r for r in s.ranges}
+    used = {i for e in (s.value, *(e for r in s.ranges for e in (r.lo, r.hi) if e is not None)) for i in free_indices(e)}
+    if len({*left}) < len(s.target.subscripts) or any(r.lo is None and i not in used for i, r in bounds.items()):
+        return None  # or an index whose range its own target settles
+    order = [*left, *(i for i in s.indices if i not in left)]
+    to: dict[str, Expr] = {i: Index(f"#{n}") for n, i in enumerate(order)}
+    ranges = tuple(tuple(None if e is None else substitute(e, to) for e in (bounds[i].lo, bounds[i].hi)) for i in order)
+    op = "=" if s.op == "+=" and len(order) == len(left) else s.op
+    return op, len(left), ranges, substitute(s.value, to)
+
+
+def _renamed(node: _Node, names: Mapping[str, str]) -> _Node:
+    """A statement or loop that reads other names."""
+    if not names:
+        return node
+
+    def visit(e: Expr) -> Expr:
+        return rename_tensors(e, names)
+
+    ranges = tuple(rebuild_range(r, visit) for r in node.ranges)
+    if isinstance(node, Loop):
+        return replace(node, ranges=ranges, body=tuple(_renamed(child, names) for child in node.body))  # type: ignore[type-var]
+    target = replace(node.target, subscripts=tuple(visit(e) for e in node.target.subscripts))
+    return replace(node, ranges=ranges, target=target, value=visit(node.value))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from tdsl.affine import Bound
+from tdsl.custom import with_custom
 from tdsl.errors import ArgumentError, Unsupported
 from tdsl.expand import expand
 from tdsl.extents import Sizes, as_expr, loop_ranges, symbolic_ranges
@@ -59,9 +60,14 @@ def gradient(program: Program, wrt: Sequence[str] | None = None) -> Program:
     Raises ArgumentError for a name in `wrt` that is no input, or an integer one; Unsupported inside ordered loops.
     """
     swapper = _Swapper(program, wrt)
-    whole = swapper.run()
+    whole = with_custom(swapper.run(), program.custom, len(swapper.out))
     gathered = gather_form(whole, {s.target.tensor for s in statements(tuple(swapper.out))})
     return drop_dead(reassociate(simplify(gathered, keep_all=True)))
+
+
+def backward(program: Program, wrt: Sequence[str] | None = None) -> Program:
+    """The gradient as the rule alone gives it: the flat forward, then the swapped statements."""
+    return _Swapper(program, wrt).run()
 
 
 def differentiable(program: Program) -> tuple[str, ...]:
@@ -234,8 +240,7 @@ class _Swapper:
             return
         for name in active:
             if name not in self.grad and name not in self.flat.inputs:
-                rank = next(len(s.target.subscripts) for s in self.forward if s.target.tensor == name)
-                self._zeros(name, self._cotangent(name), rank, Const(0))
+                self._zeros(name, self._cotangent(name), len(self.sizes.shapes[name]), Const(0))
         self.recurrence = Recurrence(loop, self.sizes, tuple(statements(earlier)))
         self._loop(loop)
         self.recurrence = None

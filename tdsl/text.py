@@ -6,6 +6,7 @@ parse("for i, k:  Y[i] += A[i,k]")   -->   Program("Y", (A[i,k],), (Y,), (Statem
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -51,15 +52,19 @@ _WORDS = {
 _SYMBOLS = {symbol: op for op, (symbol, _) in OPERATORS.items() if op != "neg"}
 
 
-def parse(source: str, name: str | None = None, origin: str = "") -> Program:
+def parse(source: str, name: str | None = None, origin: str = "", header: Header | None = None) -> Program:
     """The Program of a text.
 
     name: the program's name, before the one of its `def` line. origin: the file that the text comes from, for errors.
+    header: the signature of a text that has no `def` line.
     Raises tdsl.errors.ParseError for syntax, and what `resolve` raises.
     """
     reader = _Reader(source, origin)
-    header, body = reader.program(_tree(source, origin))
-    return resolve(body, header, name=name)
+    written, body = reader.program(_tree(source, origin))
+    if header is not None and written is not None:
+        start = source.index("def")
+        raise ParseError("a `def` line stands where only statements do", span=Span(source, start, start + 3, origin), help="leave it out")
+    return resolve(body, header or written, name=name)
 
 
 @cache
@@ -128,25 +133,43 @@ def _expected(accepts: set[str], found: Token) -> str:
 
 
 def _mend(accepts: set[str], found: Token, source: str) -> str:
-    text = str(found)
+    """How to mend: the first row of what is known of such places, else what a statement looks like."""
+    return next((help for fits, help in _mends(accepts, found, source) if fits), _STATEMENT)
+
+
+_STATEMENT = "a statement is `for i, j:  Y[i] += A[i,j]`, and its `for` line may be left out"
+
+
+def _mends(accepts: set[str], found: Token, source: str) -> Iterator[tuple[bool, str]]:
+    text, kind = str(found), found.type
+    before = source[: found.start_pos or 0].rstrip()
+    line = before[before.rfind("\n") + 1 :].lstrip()
+    ends = kind in ("_END", "$END")
     if "ASSIGN" in accepts:
-        if text == "==":
-            return "write `=` to assign"
-        if text[:1] in ("-", "/", "%"):
-            return "the assignments are = += *= max= min=; write `Y[i] += -(..)` to subtract"
-    if found.type in ("DEF", "FOR", "IN", "ORDER", "OR", "AND", "NOT", "INF") and "NAME" in accepts:
-        return f"`{text}` is a reserved word; write another name"
-    if "_INDENT" in accepts:
-        return "indent the statements under the `for` line, or write one on the same line"
-    if found.type == "NAME" and "TIMES" in accepts:
-        return "a product needs its `*`"
-    if found.type == "ASSIGN" and "TIMES" in accepts:
-        return "a statement ends with its line, or with `;`"
-    if found.type == "_END" and "_COLON" in accepts:
-        return "a `for` line and a `def` line end with `:`"
-    if found.type == "$END":
-        return "a program is statements: `Y[i,j] += A[i,k] * B[k,j]`"
-    return "a statement is `for i, j:  Y[i] += A[i,j]`, and its `for` line may be left out"
+        assignments = "the assignments are = += *= max= min="
+        yield text == "==", "write `=` to assign"
+        yield text == "-", f"{assignments}; write `Y[i] += -(..)` to subtract"
+        yield text == "/", f"{assignments}; write `Y[i] *= 1 / (..)` to divide"
+        yield text == "(", "what stands on the left is written: a name and its subscripts, `Y[i]`"
+        yield ends, "a statement writes something: `Y[i] = ..`, `Y[i] += ..`"
+        yield kind in ("NAME", "_COLON") or text == "%", assignments
+    yield kind in ("DEF", "FOR", "IN", "ORDER", "OR", "AND", "NOT", "INF") and "NAME" in accepts, (
+        f"`{text}` is a reserved word; write another name"
+    )
+    yield "_INDENT" in accepts, "indent the statements under the `for` line, or write one on the same line"
+    yield kind == "_END" and "_COLON" in accepts, "a `for` line and a `def` line end with `:`"
+    yield line.startswith("for ") and "_COLON" in accepts, "a range is `for i in lo:hi`, half open, and a `for` line ends with `:`"
+    yield line.startswith("def ") and "_ARROW" in accepts, "a `def` line names its outputs: `def f(A[i]) -> Y[i]:`"
+    yield kind == "_RPAR" and "_RSQB" in accepts, "write the matching `]` before it"
+    yield kind == "_RSQB" and "_RPAR" in accepts, "write the matching `)` before it"
+    yield text == "if" and "TIMES" in accepts, "write `where(condition, a, b)`"
+    yield kind == "NAME" and "TIMES" in accepts, "a product needs its `*`"
+    yield kind == "_LSQB" and before.endswith("]"), "the subscripts of an element stand in one pair of brackets: `A[i,j]`"
+    yield kind == "ASSIGN" and "TIMES" in accepts, "a statement ends with its line, or with `;`"
+    yield kind == "_COLON" and accepts >= _STARTS, "there are no slices: every dimension has an index, `A[j,i]`"
+    yield text == "+" and before.endswith("="), "write `+=`, or leave the sign out"
+    yield ends and accepts >= _STARTS, "a statement ends with its line; inside brackets it may go on in the next one"
+    yield kind == "$END", "a program is statements: `Y[i,j] += A[i,k] * B[k,j]`"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

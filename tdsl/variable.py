@@ -23,6 +23,7 @@ from tdsl.infer import infer, resolve
 from tdsl.ir import Access, Const, Loop, Output, Param, Program, Size, Statement, expressions, fresh_name, statements, walk
 from tdsl.ops import DTYPES
 from tdsl.reference import Argument, Array
+from tdsl.signature import place_of_inputs
 from tdsl.swap import differentiable, gradient
 from tdsl.text import parse
 
@@ -49,9 +50,16 @@ class Variable:
             return
         program = parse(statement) if isinstance(statement, str) else statement
         if len(program.outputs) != 1:
-            raise ArgumentError(f"a variable has one value, but this has {len(program.outputs)}: {', '.join(program.results)}")
+            raise ArgumentError(
+                f"a variable has one value, but this has {len(program.outputs)}: {', '.join(program.results)}",
+                help="make one variable per output",
+            )
         if set(inputs) != set(program.inputs):
-            raise ArgumentError(f"the statement reads {', '.join(program.inputs) or 'nothing'}, but got {', '.join(inputs) or 'nothing'}")
+            raise ArgumentError(
+                f"the statement reads {', '.join(program.inputs) or 'nothing'}, but got {', '.join(inputs) or 'nothing'}",
+                span=place_of_inputs(program),
+                help="give each name that it reads: " + ", ".join(f"{name}=.." for name in program.inputs),
+            )
         self.program = program
         self.name, self.value = program.results[0], None
         self.inputs = {name: v if isinstance(v, Variable) else Variable(v) for name in program.inputs for v in (inputs[name],)}
@@ -127,13 +135,19 @@ class Graph:
         if not grads and len(self.outputs) == 1 and all(np.ndim(v.value) == 0 for v in self.outputs.values()):
             grads = dict.fromkeys(self.outputs, 1.0)
         if set(grads) != set(self.outputs):
-            raise ArgumentError(f"backward takes a gradient for each of {', '.join(self.outputs)}")
+            raise ArgumentError(
+                f"backward takes a gradient for each of {', '.join(self.outputs)}",
+                help="write backward(" + ", ".join(f"{name}=.." for name in self.outputs) + ")",
+            )
         for v in self.variables:
             v.grad = None
         for name, grad in grads.items():
             v, arrived = self.outputs[name], np.asarray(to_array(grad), dtype=np.float64)
             if arrived.shape != np.shape(v.value):
-                raise ArgumentError(f"{name} has shape {list(np.shape(v.value))}, but its gradient has {list(arrived.shape)}")
+                raise ArgumentError(
+                    f"{name} has shape {list(np.shape(v.value))}, but its gradient has {list(arrived.shape)}",
+                    help="a gradient has the shape of its value",
+                )
             v.grad = arrived if v.grad is None else v.grad + arrived
         for v in reversed(self.variables):
             v._send()

@@ -4,10 +4,11 @@
     python -m pytest tests -m gpu           the tests that need a GPU; without one they skip themselves
     benchmarks/gpu.sh                       on a GPU machine, no network needed: those tests, then the benchmark table
     python -m pytest --update-golden        rewrite tests/golden/ from what is printed now; read the diff before committing it
-    python -m pytest --all-targets          (make check-all) compile everything for every target, not a sample
+    python -m pytest -m check_all           (make check-all) compile everything for every target, not a sample
     python -m pytest -m fuzz --fuzz 5000    (make fuzz N=5000) the property tests with that many examples each, fresh seeds
 
-Markers: `gpu` needs a CUDA or HIP device; `fuzz` is a property test, which runs a few fixed examples in `make test`.
+Markers: `gpu` needs a CUDA or HIP device; `fuzz` is a property test, which runs a few fixed examples in `make test`; `check_all` takes
+long, and is left out unless `-m check_all` or --all-targets asks for it.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Markers, the profile of the property tests, and one thread per worker: workers share the cores already."""
     config.addinivalue_line("markers", "gpu: needs a CUDA or HIP device; skipped without one")
     config.addinivalue_line("markers", "fuzz: a property test; --fuzz N sets the number of examples")
+    config.addinivalue_line("markers", "check_all: takes long; only with -m check_all or --all-targets")
     if "PYTEST_XDIST_WORKER" in os.environ:
         torch.set_num_threads(1)
     examples = config.getoption("--fuzz")
@@ -47,8 +49,13 @@ def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.load_profile("fuzz" if examples else "fixed")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what takes long unless it is asked for, and skip what needs a GPU where there is none."""
+    if not config.getoption("--all-targets") and "check_all" not in config.getoption("markexpr"):
+        long = [item for item in items if item.get_closest_marker("check_all")]
+        items[:] = [item for item in items if not item.get_closest_marker("check_all")]
+        if long:
+            config.hook.pytest_deselected(items=long)
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a GPU")

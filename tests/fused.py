@@ -162,7 +162,7 @@ FUSED: dict[str, Fused] = {
         "def norm(X[n,d], g[d], b[d]) -> Y[n,d]: Y[n,d] = (X[n,d] - mean[e](X[n,e])) * rsqrt(var[e](X[n,e]) + 1e-05) * g[d] + b[d]",
         {"X": (200, 300), "g": (300,), "b": (300,)},
         lambda x, g, b: F.layer_norm(x, (x.shape[-1],), g, b),
-        1, 3,
+        1, 2,
     ),
     "rms_norm": Fused(
         "def norm(X[n,d], g[d]) -> Y[n,d]: Y[n,d] = X[n,d] * rsqrt(mean[e](X[n,e] * X[n,e]) + 1e-05) * g[d]",

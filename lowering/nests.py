@@ -51,7 +51,7 @@ Item: TypeAlias = Nest | Walk | ir.Operation
 
 
 @dataclass(frozen=True, slots=True)
-class Loops:
+class Nests:
     """items: in order; an operation that is no nest makes a number, or fills the array of a carried value.
     arrays: the values that have a local array."""
 
@@ -59,7 +59,7 @@ class Loops:
     arrays: tuple[ir.Value, ...]
 
 
-def loops(kernel: ir.Kernel) -> Loops:
+def nests(kernel: ir.Kernel) -> Nests:
     """The loop nests of one program of a kernel. Raises Unsupported where a tensor is read and written in ways that could overtake each other."""
     return _Builder(kernel).run()
 
@@ -131,13 +131,13 @@ class _Builder:
         self.exact = self._compared(everything)
         _no_overtaking(everything)
 
-    def run(self) -> Loops:
+    def run(self) -> Nests:
         top = _Scope()
         self.block(self.kernel.body, top)
         self.settle()
         items = tuple(self.finished(top))
         self.check(items, {})
-        return Loops(items, tuple(self.arrays.values()))
+        return Nests(items, tuple(self.arrays.values()))
 
     def _compared(self, everything: list[ir.Operation]) -> set[str]:
         """Values that end in a test for equality: made twice, they could be rounded in two ways."""
@@ -320,7 +320,7 @@ class _Builder:
             for op in item.body if isinstance(item, Nest) else (item,):
                 for v in operands(op, self.values):
                     if v.name in assigned and self.order[id(op)] < assigned[v.name]:
-                        raise Unsupported(f"{v.name} is needed after it has changed (loops)")
+                        raise Unsupported(f"{v.name} is needed after it has changed (nests)")
                 if isinstance(op, ir.Assign):
                     assigned[op.dst.name] = self.order[id(op)]
 
@@ -340,4 +340,4 @@ def _no_overtaking(everything: list[ir.Operation]) -> None:
     loaded = {op.buffer.tensor for op in everything if isinstance(op, ir.Load)}
     stored = [op.buffer.tensor for op in everything if isinstance(op, ir.Store)]
     if loaded & {*stored} or len({*stored}) < len(stored):
-        raise Unsupported("a kernel that reads what it also writes, or writes twice, keeps the order of whole-tensor code (loops)")
+        raise Unsupported("a kernel that reads what it also writes, or writes twice, keeps the order of whole-tensor code (nests)")

@@ -1,0 +1,202 @@
+"""How a kernel is cut for C++ on a CPU: which axis is vector code, what one program does, which kernels stay matrix products.
+
+The last axis of the schedule is the vector one: the axis along which most of what is read lies side by side. Grid axes
+other than that are walked one by one in parallel; inner axes are held whole, in the first- and second-level caches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from lowering.addresses import axis_step
+from lowering.normalize import cost
+from lowering.plan import Contraction, KernelPlan, accesses, contraction
+from lowering.schedule import Schedule, power_of_two
+from tdsl.ir import Access, Index, Statement, expressions, free_indices, walk
+from tdsl.ops import DTYPES
+
+# Below this a matrix product wastes a library's blocking, and what its operands are made of costs more than it.
+LIBRARY_MIN = 16
+# Elements per vector of float32 of 512 bits.
+VECTOR = 16
+# Elements of a tile of a pointwise kernel: 32 KiB of float32, a first-level cache.
+POINTWISE = 8192
+# Elements of local arrays that one program may hold: half of a second-level cache of 512 KiB in float32.
+RESIDENT = 1 << 16
+# Elements along a streamed axis up to which rows are held whole, in the second-level cache.
+ROW = 1 << 14
+STREAM = 2048
+# Programs that keep the cores of a server busy.
+PROGRAMS = 16
+# A transposition's tile along the axis that is contiguous only in some tensors: two cache lines.
+ACROSS = 32
+
+
+def takes_cpp(kernel: KernelPlan, dtypes: Mapping[str, str]) -> bool:
+    """Whether a kernel is better as C++ than as matrix products of a library with torch code around them."""
+    for s in kernel.statements:
+        found = contraction(s)
+        if found is None or DTYPES[dtypes[s.target.tensor]].kind != "float":
+            continue
+        sizes = [math.prod(kernel.extents[i] for i in group) for group in (found.m, found.n, found.k)]
+        plain = len(kernel.statements) == 1 and all(isinstance(e, Access) for e in (*found.lhs, *found.rhs))
+        if plain or min(sizes) >= LIBRARY_MIN:
+            return False
+    return True
+
+
+def cpp_schedule(kernel: KernelPlan, strides: Mapping[str, tuple[int, ...]]) -> Schedule:
+    """The tiles of a kernel's axes, the vector axis last. strides: of every tensor in memory, in elements."""
+    size = kernel.extents
+    axes = _axes(kernel, strides)
+    length = {axis: math.prod(size[i] for i in axis) for axis in axes}
+    lane = min(axes, key=lambda axis: _traffic(kernel, axis, length[axis], strides)) if axes else ()
+    grid = [axis for axis in axes if axis is not lane and axis[0] in kernel.grid]
+    inner = [axis for axis in axes if axis is not lane and axis[0] not in kernel.grid]
+    tiles = {axis: max(1, length[axis]) for axis in axes}
+    for axis in grid:
+        tiles[axis] = 1
+    streamed = [axis for axis in axes if axis[0] in kernel.stream]
+    for axis in streamed:
+        if axis is not lane:
+            tiles[axis] = 1
+        elif length[axis] > ROW:
+            tiles[axis] = STREAM
+    for s in kernel.statements:
+        found = contraction(s)
+        if found is not None and lane and lane[0] in kernel.grid:  # a product that is multiplied out: its sum is walked one by one
+            for axis in inner:
+                if axis[0] in found.k and not streamed:
+                    tiles[axis] = 1
+    if lane and lane[0] in kernel.grid:
+        tiles[lane] = _lane_tile(kernel, inner, grid, lane, length, tiles)
+        for axis in grid:
+            if _near(kernel, axis, strides) and not inner:
+                tiles[axis] = min(ACROSS, length[axis])
+                tiles[lane] = min(tiles[lane], 4 * ACROSS)
+    order = [*grid, *[a for a in inner if a in streamed], *[a for a in inner if a not in streamed], *([lane] if lane else [])]
+    return Schedule(tuple((axis, tiles[axis]) for axis in order))
+
+
+def _lane_tile(
+    kernel: KernelPlan, inner: list[tuple[str, ...]], grid: list[tuple[str, ...]], lane: tuple[str, ...], length: Mapping[tuple[str, ...], int], tiles: Mapping[tuple[str, ...], int]
+) -> int:  # fmt: skip
+    """Elements of the vector axis per program, where it is on the grid: cache, then enough programs."""
+    if not inner:
+        wanted = POINTWISE
+    elif len(kernel.statements) == 1:
+        wanted = 512
+    else:
+        held = math.prod(tiles[a] for a in inner)
+        wanted = 64 if any(tiles[a] == 1 for a in inner) else min(512, RESIDENT // max(1, held))
+    others = math.prod(max(1, length[a]) for a in grid)
+    while wanted > 64 and -(-length[lane] // wanted) * others < PROGRAMS:
+        wanted //= 2
+    return max(VECTOR, min(wanted, power_of_two(length[lane])))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Axes
+
+
+def _axes(kernel: KernelPlan, strides: Mapping[str, tuple[int, ...]]) -> list[tuple[str, ...]]:
+    """The indices, grid ones first; neighbours that every access walks by one stride are one axis."""
+    order = [*kernel.grid, *kernel.inner]
+    axes = [(i,) for i in order]
+    merged = True
+    while merged:
+        merged = False
+        for a in axes:
+            for b in axes:
+                if a is not b and _joins(kernel, a, b, strides):
+                    axes = [a + b if x is a else x for x in axes if x is not b]
+                    merged = True
+                    break
+            if merged:
+                break
+    return axes
+
+
+def _joins(kernel: KernelPlan, a: tuple[str, ...], b: tuple[str, ...], strides: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether axis b continues axis a wherever either occurs."""
+    if (a[0] in kernel.grid) != (b[0] in kernel.grid) or (a[0] in kernel.stream) != (b[0] in kernel.stream):
+        return False
+    both = (*a, *b)
+    for s in kernel.statements:
+        inside = [i in s.indices for i in both]
+        reduced = [i in s.reduced for i in both]
+        if len({*inside}) > 1 or len({*reduced}) > 1:
+            return False
+        if inside[0] and any(isinstance(e, Index) and e.name in both for e in _values(s)):
+            return False
+    sizes = [(i, kernel.extents[i]) for i in both]
+    for access in accesses(kernel.statements):
+        used = [i for i in both if i in free_indices(access)]
+        if not used:
+            continue
+        plain = [e.name for e in access.subscripts if isinstance(e, Index)]
+        if len(used) < len(both) or any(plain.count(i) != 1 or sum(i in free_indices(e) for e in access.subscripts) != 1 for i in both):
+            return False
+        if access.tensor in strides and axis_step(access.subscripts, strides[access.tensor], sizes) is None:
+            return False
+    return True
+
+
+def _values(s: Statement) -> list[object]:
+    """What stands in a statement as a value, subscripts left out."""
+    found: list[object] = []
+
+    def visit(e: object) -> None:
+        found.append(e)
+        if not isinstance(e, Access):
+            for child in walk_children(e):
+                visit(child)
+
+    visit(s.value)
+    return found
+
+
+def walk_children(e: object) -> tuple[object, ...]:
+    from tdsl.ir import children
+
+    return children(e)  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The vector axis
+
+
+def _traffic(kernel: KernelPlan, lane: tuple[str, ...], extent: int, strides: Mapping[str, tuple[int, ...]]) -> float:
+    """Loads, stores and operations of a kernel if `lane` is its vector axis; a vector of neighbours counts as one."""
+    size = kernel.extents
+    own = [(i, size[i]) for i in lane]
+    width = max(1, min(VECTOR, extent))
+    total = 0.0
+    local = {s.target.tensor for s in kernel.statements} - set(kernel.stores)
+    for s in kernel.statements:
+        total += math.prod(size[i] for i in s.indices) * (0.5 + cost(s.value)) / width
+        found = [e for top in expressions(s) for e in walk(top) if isinstance(e, Access) and e.tensor in strides and e.tensor not in local]
+        for access in found:
+            free = {i for i in free_indices(access) if i in size}
+            times = math.prod(size[i] for i in free) * math.prod(size[i] for i in kernel.grid if i not in free and i not in lane)
+            along = axis_step(access.subscripts, strides[access.tensor], own)
+            if lane[0] not in free:
+                total += times * (max(1, extent // 64) if lane[0] in kernel.grid else 1)
+            else:
+                total += times / width if along == 1 else times
+    return total * (1.05 if lane[0] not in kernel.grid else 1.0)
+
+
+def _near(kernel: KernelPlan, axis: tuple[str, ...], strides: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether some tensor is contiguous along an axis."""
+    own = [(i, kernel.extents[i]) for i in axis]
+    if kernel.extents[axis[-1]] < 2:
+        return False
+    return any(
+        len(a.subscripts) > 1 and a.tensor in strides and axis[-1] in free_indices(a) and axis_step(a.subscripts, strides[a.tensor], own) == 1
+        for a in accesses(kernel.statements)
+    )
+
+
+__all__ = ["Contraction", "cpp_schedule", "takes_cpp"]

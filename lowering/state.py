@@ -1,0 +1,121 @@
+"""What the compiler knows after each stage: one State, which grows; and the kernels and loops that an executor runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from lowering import tile_ir
+from lowering.kernel_source import KernelSource
+from lowering.plan import Plan
+from lowering.ragged import Limits
+from lowering.schedule import Schedule
+from lowering.steps import View
+from lowering.targets import Target
+from tdsl.affine import Bound
+from tdsl.infer import Inferred, Spec
+from tdsl.ir import Program
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """A tensor that is made before a kernel runs. fill: None where the kernel writes every element."""
+
+    tensor: str
+    shape: tuple[int, ...]
+    dtype: str
+    fill: float | int | bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One kernel, ready to print. direct: tensors that torch code defines whole. integers: the Triton kernel's sizes and strides."""
+
+    tile: tile_ir.Kernel
+    allocate: tuple[Allocation, ...]
+    direct: frozenset[str]
+    source: KernelSource | None = None
+    integers: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Statements that are planned together: those of one step of an ordered loop, or those between loops.
+
+    views: the slices that its kernels work on, taken before them. aliases: further names of memory. numbers: parameters that are loop
+    indices, by name.
+    """
+
+    state: State
+    views: tuple[View, ...] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    numbers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """An ordered loop on the host: its parts run in order for each value of `index` in [lo, hi), from the last where `reverse`.
+
+    allocate: tensors that live over its steps, made before it. The kernels of its parts are planned and compiled once, and
+    launched at every step.
+    """
+
+    index: str
+    lo: Bound
+    hi: Bound
+    reverse: bool
+    allocate: tuple[Allocation, ...]
+    parts: tuple[Part | Repeat, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What is known after each stage. strides: of the arguments, in elements. values: integer scalars that sizes depend on.
+
+    parts: of a program with ordered loops, in the order in which they run; plan and steps hold the kernels of all of them, each
+    once. placed: targets whose memory exists before the part. limits: the most that ranges which depend on tensors are.
+    """
+
+    program: Program
+    specs: Mapping[str, Spec]
+    strides: Mapping[str, tuple[int, ...]]
+    target: Target
+    values: Mapping[str, int]
+    schedules: Mapping[str, Schedule] = field(default_factory=dict)
+    input_precision: str = "ieee"
+    saved: frozenset[str] = frozenset()
+    results: Mapping[str, str] = field(default_factory=dict)
+    inferred: Inferred | None = None
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    dtypes: Mapping[str, str] = field(default_factory=dict)
+    stored: Mapping[str, str] = field(default_factory=dict)
+    apart: frozenset[str] = frozenset()
+    plan: Plan | None = None
+    steps: tuple[Step, ...] = ()
+    text: str = ""
+    parts: tuple[Part | Repeat, ...] = ()
+    placed: frozenset[str] = frozenset()
+    limits: Limits = field(default_factory=dict)
+
+
+def leaves(parts: tuple[Part | Repeat, ...]) -> Iterator[Part]:
+    """Every part, in order."""
+    for part in parts:
+        if isinstance(part, Repeat):
+            yield from leaves(part.parts)
+        else:
+            yield part
+
+
+def repeats(parts: tuple[Part | Repeat, ...]) -> Iterator[Repeat]:
+    """Every loop, outer ones first."""
+    for part in parts:
+        if isinstance(part, Repeat):
+            yield part
+            yield from repeats(part.parts)
+
+
+def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The strides of a dense row-major tensor."""
+    return tuple(math.prod(shape[d + 1 :]) for d in range(len(shape)))

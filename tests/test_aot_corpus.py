@@ -1,0 +1,90 @@
+"""The machine code of the corpus, with no GPU: forward, the forward that saves, and backward, at the schedules that nobody tuned.
+
+`make test` compiles a sample for one chip; `make check-all` every program at its small shapes, and the sample at realistic ones in two
+dtypes, for every target. Reports are remembered on disk, so that only kernels whose source changed are compiled again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+import tdsl
+from lowering.targets import TARGETS
+from tdsl.errors import ArgumentError, Unsupported
+from tdsl.ir import Program
+from tdsl.swap import differentiable
+from tests.corpus import CORPUS
+from tests.programs import arguments, program_of
+
+GPUS = [name for name in TARGETS if TARGETS[name].backend in ("cuda", "hip")]
+
+# Sizes of layers as they are used; `d` is the float type.
+REALISTIC: dict[str, tuple[Any, ...]] = {
+    "matmul": ("{d}[1024,512]", "{d}[512,768]"),
+    "linear": ("{d}[512,1024]", "{d}[768,1024]", "{d}[768]"),
+    "softmax": ("{d}[512,1000]",),
+    "layernorm": ("{d}[512,1024]", "{d}[1024]", "{d}[1024]"),
+    "rmsnorm": ("{d}[512,1024]", "{d}[1024]"),
+    "attention_causal": ("{d}[8,512,64]", "{d}[8,512,64]", "{d}[8,512,64]", 0.125),
+    "cross_entropy": ("{d}[512,256]", "{d}[4096,256]", "i64[512]"),
+    "kernel_sum": ("{d}[512,3]", "{d}[768,3]", "{d}[768,16]"),
+    "conv2d": ("{d}[4,32,34,33]", "{d}[64,32,3,2]"),
+    "gather": ("{d}[5000,128]", "i64[8,64]"),
+    "scatter": ("i64[4096]", "{d}[4096,64]", 1000),
+    "residual": ("{d}[512,256]", "{d}[256,512]", "{d}[512]", "{d}[512,512]"),
+}
+SAMPLE = [
+    ("matmul", "bf16"), ("softmax", "bf16"), ("layernorm", "bf16"), ("rmsnorm", "fp32"), ("attention_causal", "bf16"), ("kernel_sum", "fp32"),
+    ("gather", "bf16"), ("scatter", "fp32"), ("matmul", "fp32"), ("conv2d", "fp32"),
+]  # fmt: skip
+
+
+def assert_no_faults(program: Program, args: list[Any], target: str, *, tensor_cores: bool) -> None:
+    """No spills and no stack in any kernel; at realistic sizes no other fault either."""
+    gradient = any(_is_float(a) for n, a in zip(program.inputs, args, strict=True) if n in differentiable(program))
+    try:
+        report = tdsl.function(program).check(*args, target=target, gradient=gradient)
+    except Unsupported:
+        return
+    except ArgumentError as error:
+        assert "gradient" in error.what  # nothing to differentiate
+        report = tdsl.function(program).check(*args, target=target)
+    assert report.kernels or not any(_is_float(a) for a in args)
+    for kernel in report.kernels:
+        assert (kernel.spills, kernel.stack) == (0, 0), f"{kernel.name} for {target}: {kernel.faults}"
+        assert kernel.occupancy >= 1
+        if tensor_cores:
+            assert kernel.faults == (), f"{kernel.name} for {target}: {kernel.faults}"
+
+
+def _is_float(a: Any) -> bool:
+    return a.is_floating_point() if isinstance(a, torch.Tensor) else isinstance(a, str) and not a.startswith("i")
+
+
+def sized(name: str, dtype: str) -> list[Any]:
+    return [a.format(d=dtype) if isinstance(a, str) else a for a in REALISTIC[name]]
+
+
+@pytest.mark.parametrize(("name", "dtype"), SAMPLE)
+def test_a_sample_compiles_without_faults(name: str, dtype: str) -> None:
+    assert_no_faults(program_of(name), sized(name, dtype), "cuda:90", tensor_cores=True)
+
+
+@pytest.mark.check_all
+@pytest.mark.parametrize("target", GPUS)
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("name", REALISTIC)
+def test_realistic_sizes_on_every_target(name: str, dtype: str, target: str) -> None:
+    assert_no_faults(program_of(name), sized(name, dtype), target, tensor_cores=True)
+
+
+@pytest.mark.check_all
+@pytest.mark.parametrize("target", GPUS)
+@pytest.mark.parametrize("name", CORPUS)
+def test_small_shapes_on_every_target(name: str, target: str) -> None:
+    assert_no_faults(program_of(name), arguments(program_of(name), CORPUS[name]), target, tensor_cores=False)
