@@ -14,8 +14,10 @@ from dataclasses import replace
 from lowering.contraction import contraction, plain
 from lowering.divide import divide, merged, on_parts, trimmed
 from lowering.evaluate import Memory
+from lowering.indirect import wide_sums
 from lowering.normalize import extents, normalize
 from lowering.plan import plan as make_plan
+from lowering.proofs import proved
 from lowering.ragged import Limits, masked
 from lowering.schedule import Schedule, default_schedule
 from lowering.state import Allocation, Part, Repeat, State, Step, contiguous
@@ -104,19 +106,23 @@ def normalize_statements(state: State) -> State:
     body = []
     for s in statements(state.program.body):
         alone = writes[s.target.tensor] == 1 and s.target.tensor not in state.program.inputs
-        body += masked(s, state.shapes, state.dtypes, steps={}, limits=state.limits, alone=alone, taken=taken)
+        made = masked(s, state.shapes, state.dtypes, steps={}, limits=state.limits, alone=alone, taken=taken)
+        body += [proved(t, state.shapes, state.values, {}) for t in made]
     return normalize_part(replace(state, program=replace(state.program, body=tuple(body))))
 
 
 def normalize_part(state: State) -> State:
     """The same for a program of statements with constant ranges, whose names are versions."""
     on_gpu = state.target.backend != "cpu"
-    program, apart = normalize(state.program, state.dtypes, fuses=on_gpu, programs=2 * state.target.sms if on_gpu else 0)
-    shapes, dtypes = dict(state.shapes), dict(state.dtypes)
+    narrow = frozenset(t for t, dtype in state.dtypes.items() if DTYPES[dtype].kind == "float" and DTYPES[dtype].bits == 16)
+    program, sums = wide_sums(state.program, state.shapes, narrow)
+    shapes = {**state.shapes, **{new: state.shapes[old] for new, old in sums.items()}}
+    dtypes = {**state.dtypes, **{new: state.dtypes[old] for new, old in sums.items()}}
+    program, apart = normalize(program, dtypes, fuses=on_gpu, programs=2 * state.target.sms if on_gpu else 0)
     assert state.inferred is not None
     for s in statements(program.body):
         name = s.target.tensor
-        if name in state.shapes:
+        if name in state.shapes or name in sums:
             continue
         if name not in shapes:
             size = extents(s)
@@ -130,7 +136,7 @@ def normalize_part(state: State) -> State:
         shapes=shapes,
         dtypes=dtypes,
         apart=apart,
-        stored={**state.stored, **_stored(program, dtypes, state.saved, apart)},
+        stored={**state.stored, **_stored(program, dtypes, state.saved, apart), **{t: DTYPES[dtypes[t]].compute for t in sums}},
     )
 
 

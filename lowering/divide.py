@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from lowering.plan import Plan
+from lowering.proofs import proved
 from lowering.ragged import masked
 from lowering.state import Allocation, Part, Repeat, State, contiguous, leaves, repeats
 from lowering.steps import StepProgram, Surroundings, step_program
@@ -136,7 +137,8 @@ class _Division:
         groups = []
         for s in body:
             alone = not around and writes[s.target.tensor] == 1 and s.target.tensor not in state.program.inputs
-            groups.append(masked(s, state.shapes, state.dtypes, steps=steps, limits=state.limits, alone=alone, taken=self.taken))
+            made_of = masked(s, state.shapes, state.dtypes, steps=steps, limits=state.limits, alone=alone, taken=self.taken)
+            groups.append([proved(t, state.shapes, state.values, steps) for t in made_of])
         shapes = dict(state.shapes)
         for s in (s for group in groups for s in group):
             if s.target.tensor not in shapes:

@@ -39,6 +39,40 @@ def direct(program: Program) -> Program:
     return points(one_hot(program))
 
 
+def wide_sums(program: Program, shapes: Mapping[str, tuple[int, ...]], narrow: frozenset[str]) -> tuple[Program, dict[str, str]]:
+    """Sums that are collected in memory, element by element, need more digits than 16-bit tensors have:
+
+        E.grad[ids[b],d] += g[b,d]   -->   E.grad.sum[ids[b],d] += g[b,d];  E.grad[n0,n1] = E.grad.sum[n0,n1]
+
+    narrow: the 16-bit tensors. Returns the program and, per new tensor, the one that it stands for.
+    """
+    body = list(statements(program.body))
+    counts = Counter(s.target.tensor for s in body)
+    collected = {s.target.tensor for s in body if s.op == "+=" and (counts[s.target.tensor] > 1 or not _plain(s.target))}
+    names: dict[str, str] = {}
+    taken = {*counts, *program.inputs, *shapes}
+    for name in sorted((collected & narrow) - {*program.inputs}):
+        names[name] = fresh_name(f"{name}.sum", taken)
+        taken.add(names[name])
+    if not names:
+        return program, {}
+    result: list[Statement] = []
+    for s in body:
+        name = s.target.tensor
+        result.append(replace(s, target=replace(s.target, tensor=names.get(name, name))))
+        counts[name] -= 1
+        if name in names and not counts[name]:
+            indices = tuple(Index(f"n{d}") for d in range(len(shapes[name])))
+            ranges = tuple(Range(i.name, Const(0), Const(n)) for i, n in zip(indices, shapes[name], strict=True))
+            result.append(Statement(ranges, Access(name, indices), "=", Access(names[name], indices), s.span))
+    return replace(program, body=tuple(result)), {new: old for old, new in names.items()}
+
+
+def _plain(access: Access) -> bool:
+    names = [i.name for i in access.subscripts if isinstance(i, Index)]
+    return len({*names}) == len(access.subscripts)
+
+
 def _sizes(s: Statement) -> dict[str, int]:
     return {r.index: int(r.hi.value) for r in s.ranges if isinstance(r.hi, Const)}
 

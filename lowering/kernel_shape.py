@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from lowering.contraction import contraction
 from lowering.normalize import extents
-from tdsl.ir import Statement, free_indices
+from tdsl.ir import Statement, free_indices, reads
 
 # The longest row, in elements after padding to a power of two, that one program holds in registers.
 RESIDENT_ROW = 16384
@@ -49,7 +49,9 @@ def kernel_shape(part: Sequence[Statement]) -> KernelShape | None:
     rows = [math.prod(_padded(n) for i, n in extents(s).items() if i not in owned) for s in part]
     if all(set(free_indices(s.target)) == owned for s in part):
         walks = {s.reduced for s in part if s.reduced}
-        together = len(walks) == 1 and sum(bool(s.reduced) for s in part) > 1 and (matrices > 0 or max(rows) > RESIDENT_ROW)
+        sums = {s.target.tensor for s in part if s.reduced}
+        apart = not any(a.tensor in sums for s in part if s.reduced for a in reads(s))
+        together = len(walks) == 1 and len(sums) > 1 and (matrices > 0 or max(rows) > RESIDENT_ROW or apart)
         return KernelShape(grid, *(walks if together else ())) if matrices <= MAX_CONTRACTIONS else None
     if not grid:
         return None

@@ -7,20 +7,22 @@ with tile 1, since a 3-D `tl.dot` never reaches the wide tensor-core instruction
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lowering.contraction import Contraction, accesses, contraction
 from lowering.kernel_shape import WHOLE_TILE
 from lowering.plan import KernelPlan
 from lowering.targets import Target
-from tdsl.ir import Index, free_indices
+from tdsl.ir import Access, Expr, Index, free_indices, reads, walk
 from tdsl.ops import DTYPES
 
 # Elements of a pointwise or reduction tile: 16 a thread at 4 warps, enough bytes in flight to cover the latency of memory.
 TILE = 2048
 # tl.dot takes no smaller tiles; a contraction whose free extents are far below wastes its lanes and is multiplied out instead.
 DOT_MIN = 16
+# Targets whose tensor cores read operands from shared memory (wgmma, tcgen05).
+_WGMMA = ("cuda:90", "cuda:100")
 # Elements of the largest intermediate that whole-tensor execution may make before it walks blocks (16 MiB of float32).
 CPU_BLOCK = 1 << 22
 
@@ -92,7 +94,7 @@ def _contraction(
     Helion's TritonH100MatmulHeuristic, BSD-3); 8 warps from 128 x 128 on, since elementwise prologues at 4 warps spill."""
     size = kernel.extents
     m, n, k = (math.prod(size[i] for i in group) for group in (c.m, c.n, c.k))
-    bits = max((DTYPES[dtypes[t]].bits for t in kernel.reads if DTYPES[dtypes[t]].kind == "float"), default=32)
+    bits = _widest(kernel, dtypes)
     outer = math.prod(size[i] for i in kernel.grid if i not in c.m and i not in c.n)
     widest = 128 if bits <= 16 else 64
     tile_m, tile_n = (min(widest, max(DOT_MIN, power_of_two(x))) for x in (m, n))
@@ -106,7 +108,17 @@ def _contraction(
         else:
             break
     tile_k = min(64 if bits <= 16 else 32 if bits <= 32 else 16, max(DOT_MIN, power_of_two(k)))
-    warps = 8 if tile_m * tile_n >= 128 * 128 else 4
+    found = [x for x in map(contraction, kernel.statements) if x is not None]
+
+    warps = 8 if len(found) * tile_m * tile_n >= 128 * 128 else 4
+    most = _WGMMA_VALUES if target.name in _WGMMA else _MMA_VALUES
+    while _dot_values(found, tile_m, tile_n, tile_k) > most * 32 * warps:
+        if tile_k > 32:
+            tile_k //= 2
+        elif max(tile_m, tile_n) > 32:
+            tile_m, tile_n = (tile_m // 2, tile_n) if tile_m >= tile_n else (tile_m, tile_n // 2)
+        else:
+            break
     stages = 3 if bits <= 16 else 2
     contiguous = _contiguous(kernel, strides)
     batch = tuple(((i,), 1) for i in kernel.grid if i not in c.m and i not in c.n)
@@ -130,7 +142,8 @@ _STREAM_TILES = (
     (128, 128, 8), (128, 64, 8), (128, 64, 4), (64, 128, 8), (64, 64, 8), (64, 64, 4), (64, 32, 4), (32, 64, 4), (32, 32, 4), (16, 32, 4), (16, 16, 4),
 )  # fmt: skip
 # float32 values per thread that tiles may hold; 255 registers less addresses, operands of the tensor cores and temporaries.
-_STREAM_REGISTERS = 144
+_STREAM_REGISTERS = {"cuda:90": 144, "hip:gfx942": 80}
+_STREAM_REGISTERS_ELSE = 120
 
 
 def _streamed(kernel: KernelPlan, dtypes: Mapping[str, str], target: Target) -> Schedule:
@@ -142,15 +155,21 @@ def _streamed(kernel: KernelPlan, dtypes: Mapping[str, str], target: Target) -> 
     batch = tuple(i for i in grid if i not in rows)
     height, length = (math.prod(size[i] for i in group) for group in (rows, kernel.stream))
     programs = math.prod(size[i] for i in batch)
+    bits = _widest(kernel, dtypes)
     whole = {i: power_of_two(size[i]) for i in kernel.whole}
     whole.update({i: min(WHOLE_TILE, power_of_two(size[i])) for i in kernel.repeat})
     along = set(kernel.stream)
     chosen = _STREAM_TILES[-1]
+    most = _STREAM_REGISTERS.get(target.name, _STREAM_REGISTERS_ELSE)
+    tiled = {*rows, *kernel.stream}
+    width = sum(min(WHOLE_TILE, math.prod(size[i] for i in group)) for c in found for group in (c.m, c.n, c.k) if not tiled & set(group))
     for tile_m, tile_n, warps in _STREAM_TILES:
         if (tile_m > DOT_MIN and tile_m >= 2 * power_of_two(height)) or (tile_n > DOT_MIN and tile_n >= 2 * power_of_two(length)):
             continue
-        if _stream_values(kernel, tile_m, tile_n, whole) / (32 * warps) > _STREAM_REGISTERS:
+        if _stream_values(kernel, tile_m, tile_n, whole) / (32 * warps) > most:
             continue
+        if tile_n * width * bits // 8 * 5 // 4 > target.shared_block:
+            continue  # the streamed tiles, a quarter more for what is staged
         if tile_m > 64 and -(-height // tile_m) * programs < target.sms:
             continue
         chosen = (tile_m, tile_n, warps)
@@ -199,6 +218,29 @@ def _stream_values(kernel: KernelPlan, tile_m: int, tile_n: int, whole: Mapping[
     return held + moment
 
 
+# float32 values per thread that a contraction may hold: tensor cores that read operands from shared memory leave more.
+_WGMMA_VALUES, _MMA_VALUES = 192, 112
+
+
+def _dot_values(found: Sequence[Contraction], tile_m: int, tile_n: int, tile_k: int) -> int:
+    """Accumulators, and for each operand that is computed rather than loaded its parts and itself, at a time for one contraction."""
+    moment = max(tile_m * tile_k * _live(c.lhs) + tile_n * tile_k * _live(c.rhs) for c in found)
+    return len(found) * tile_m * tile_n + moment
+
+
+def _live(terms: Sequence[Expr]) -> int:
+    """How many tiles the computation of an operand holds; none for a tensor that is loaded as it is."""
+    loaded = {a.tensor for t in terms for a in walk(t) if isinstance(a, Access) and a.subscripts}
+    plain = len(terms) == 1 and isinstance(terms[0], Access)
+    return 0 if plain else 1 + len(loaded)
+
+
+def _widest(kernel: KernelPlan, dtypes: Mapping[str, str]) -> int:
+    """Bits of the widest float operand that has dimensions to tile."""
+    operands = {a.tensor for s in kernel.statements if contraction(s) for a in reads(s) if a.tensor in kernel.reads and len(a.subscripts) > 1}
+    return max((DTYPES[dtypes[t]].bits for t in operands if DTYPES[dtypes[t]].kind == "float"), default=32)
+
+
 def _waves(m: int, n: int, tile_m: int, tile_n: int, batch: int, sms: int) -> float:
     """The share of the chip that is busy, averaged over the waves of the grid."""
     tiles = -(-m // tile_m) * -(-n // tile_n) * max(1, batch)
@@ -230,7 +272,9 @@ def _general(kernel: KernelPlan, strides: Mapping[str, tuple[int, ...]], target:
     leading = _leading(kernel, strides)
     wide = [axis for axis in axes if any(i in leading for i in axis)] or axes[-1:]
     tiles = dict.fromkeys(axes, 1)
-    resident = len(kernel.statements) > 1 and bool(inner) and not kernel.stream
+    sums = {s.target.tensor for s in kernel.statements if s.reduced}
+    again = any(a.tensor in sums for s in kernel.statements if set(s.indices) - set(kernel.grid) for a in reads(s))
+    resident = again and bool(inner) and not kernel.stream
     if resident:
         tiles.update({axis: power_of_two(size[axis]) for axis in inner})
     budget = max(1, TILE // math.prod(tiles.values()))

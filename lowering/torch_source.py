@@ -439,6 +439,13 @@ class _Printer:
                 texts = [self.integer(a, axes) for a in args]
                 if not self._is_tensor(e) and op in ("floordiv", "mod"):
                     return f"({texts[0]} {'//' if op == 'floordiv' else '%'} {texts[1]})"
+                if op in ("maximum", "minimum"):  # torch's take no numbers
+                    tensors = [self._is_tensor(a) for a in args]
+                    if not any(tensors):
+                        return f"{op[:3]}({', '.join(texts)})"
+                    if not all(tensors):
+                        tensor, number = texts if tensors[0] else reversed(texts)
+                        return f"({tensor}).clamp({'min' if op == 'maximum' else 'max'}={number})"
                 return OPS[op].torch.format(*texts)
         raise AssertionError(e)
 

@@ -8,7 +8,7 @@ from tdsl.errors import DtypeError, IndexError_, ParseError, SelfRead
 from tdsl.ir import Access, Call, Clamp, Const, Expr, Index, Pad, Reduce, Softmax, Statement, bounds, children, free_indices, walk
 from tdsl.ops import OPERATORS
 
-INTEGER_OPS = frozenset({"add", "sub", "mul", "floordiv", "mod", "neg"})
+INTEGER_OPS = frozenset({"add", "sub", "mul", "floordiv", "mod", "neg", "maximum", "minimum"})
 
 
 def statement(s: Statement, loops: tuple[str, ...], explicit: Collection[str]) -> None:
@@ -37,7 +37,7 @@ def integer(e: Expr) -> None:
         case Call(op=op):
             if op not in INTEGER_OPS:
                 symbol = OPERATORS[op][0] if op in OPERATORS else op
-                mend = "write `//`" if op == "div" else "integers are made with + - * // % and accesses of integer tensors"
+                mend = "write `//`" if op == "div" else "integers are made with + - * // %, maximum, minimum and accesses of integer tensors"
                 raise DtypeError(f"`{symbol}` cannot stand in a subscript, a bound or a size", span=e.span, help=mend)
             for arg in e.args:
                 integer(arg)

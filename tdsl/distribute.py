@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from tdsl.extents import Sizes, as_expr, loop_ranges, symbolic_ranges
-from tdsl.ir import Loop, Program, Range, Statement, reads, statements
+from tdsl.extents import Sizes, loop_ranges, settled, symbolic_ranges
+from tdsl.ir import Loop, Program, Statement, reads, statements
 from tdsl.recurrence import Recurrence
 
 
@@ -85,13 +85,7 @@ def _alone(s: Statement, loop: Loop, sizes: Sizes) -> Statement | None:
     inside = symbolic_ranges(s, sizes, around)
     ranges = tuple(replace(r, order="") for r in loop.ranges)
     new = replace(s, ranges=(*ranges, *s.ranges))
-    outside = symbolic_ranges(replace(new, target=replace(new.target, tensor="")), sizes)  # the target's size may come from this very statement
-    settled: list[Range] = []
-    for r in new.ranges:
-        if r.lo is None:
-            if r.index not in inside:
-                return None
-            if outside.get(r.index) != inside[r.index]:
-                r = replace(r, lo=as_expr(inside[r.index][0]), hi=as_expr(inside[r.index][1]))
-        settled.append(r)
-    return replace(new, ranges=tuple(settled))
+    if any(i not in inside for i in new.indices):
+        return None
+    unsized = replace(new, target=replace(new.target, tensor=""))  # the target's size may come from this very statement
+    return replace(new, ranges=settled(unsized, inside, sizes).ranges)

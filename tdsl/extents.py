@@ -10,6 +10,7 @@ The swap rule needs them where an operand that settled an index is gone, a chang
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from tdsl.affine import Affine, Bound, Ranges, linear
 from tdsl.ir import Access, Call, Clamp, Const, Expr, Index, Loop, Pad, Program, Size, Statement, reads, rebuild, statements
@@ -186,3 +187,15 @@ def extreme(form: Affine, ranges: Ranges, *, low: bool) -> Affine | None:
             bound = linear(as_expr(lo)) if (c > 0) == low else linear(as_expr(hi)).shift(-1)
             form = form.without(name) + bound.scale(c)
     return None if form.indices else form
+
+
+def settled(s: Statement, wanted: Ranges, sizes: Sizes, outer: Ranges | None = None) -> Statement:
+    """`s` with explicit ranges where its text alone would not give an index the range that is wanted."""
+    while True:
+        found = symbolic_ranges(s, sizes, outer)
+        wrong = next((r for r in s.ranges if r.lo is None and r.index in wanted and found.get(r.index) != wanted[r.index]), None)
+        if wrong is None:
+            return s
+        lo, hi = wanted[wrong.index]
+        fixed = replace(wrong, lo=as_expr(lo), hi=as_expr(hi))
+        s = replace(s, ranges=tuple(fixed if r is wrong else r for r in s.ranges))  # which may settle others, or unsettle them

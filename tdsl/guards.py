@@ -128,7 +128,7 @@ def value_of(e: Expr, grid: Mapping[str, torch.Tensor], tensors: Mapping[str, An
                 raise BoundsError(f"a subscript divides by zero: {print_expr(e)}", span=e.span, help="check the divisor before the call")
             if not any(isinstance(v, torch.Tensor) for v in values) and op in ("floordiv", "mod"):
                 return values[0] // values[1] if op == "floordiv" else values[0] % values[1]
-            return eval(OPS[op].torch.format(*(f"v[{n}]" for n in range(len(values)))), {"torch": torch, "v": values})
+            return eval(OPS[op].torch.format(*(f"v[{n}]" for n in range(len(values)))), {"torch": torch, "v": [torch.as_tensor(v) for v in values]})
         case Size(tensor=name, dim=dim):
             return shapes[name][dim]
     raise AssertionError(e)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from tdsl.distribute import distribute
 from tdsl.expand import expand
+from tdsl.gather import gather_form
 from tdsl.ir import Access, Call, Loop, Output, Param, Program, Size, Statement, children, expressions, reads, statements, walk
 from tdsl.ops import OPS
 from tdsl.simplify import drop_dead
@@ -68,7 +69,7 @@ def cut(program: Program, wrt: Sequence[str], *, fuses: bool, recomputed: frozen
     params = tuple(_param(name, first[name]) for name in (*kept, *saved))
     forward = replace(flat, outputs=(*flat.outputs, *(Output(name) for name in saved)))
     return Cut(
-        drop_dead(distribute(forward)), drop_dead(replace(whole, name=f"{program.name}_bwd", params=(*whole.params, *params), body=body)), saved, kept
+        drop_dead(distribute(gather_form(forward))), drop_dead(replace(whole, name=f"{program.name}_bwd", params=(*whole.params, *params), body=body)), saved, kept
     )
 
 

@@ -26,6 +26,7 @@ from tdsl.distribute import distribute
 from tdsl.errors import ArgumentError
 from tdsl.expand import expand
 from tdsl.extents import as_expr
+from tdsl.gather import gather_form
 from tdsl.guards import axes, run_checks, value_of
 from tdsl.infer import Inferred, Spec, infer
 from tdsl.ir import Access, Clamp, Expr, Pad, Program, Reduce, bounds, expressions, statements, walk
@@ -38,8 +39,8 @@ Outputs = tuple[torch.Tensor, ...]
 
 
 def flatten(program: Program) -> Program:
-    """The form that the compiler takes: no inner reductions, one name per version."""
-    return simplify(distribute(ssa(expand(program))))
+    """The form that the compiler takes: no inner reductions, one name per version, plain targets, short ordered loops."""
+    return simplify(distribute(gather_form(ssa(expand(program)))))
 
 
 _Extent = tuple[Expr, tuple[tuple[str, int | Expr, int | Expr], ...]]  # how long a range is, and the ranges of the indices in that

@@ -19,7 +19,7 @@ from tdsl.affine import Bound
 from tdsl.custom import with_custom
 from tdsl.errors import ArgumentError, Unsupported
 from tdsl.expand import expand
-from tdsl.extents import Sizes, as_expr, loop_ranges, symbolic_ranges
+from tdsl.extents import Sizes, as_expr, loop_ranges, settled, symbolic_ranges
 from tdsl.gather import covers_whole, gather_form
 from tdsl.ir import (
     REDUCTION_OF,
@@ -310,10 +310,7 @@ class _Swapper:
     def _ranges(self, s: Statement, target: Access, value: Expr) -> tuple[Range, ...]:
         """The loops of `s` for a new statement: explicit where what settled an index is no longer read."""
         before = symbolic_ranges(s, self.sizes, self.around)
-        after = symbolic_ranges(Statement(s.ranges, target, "+=", value), self.sizes, self.around)
-        return tuple(
-            r if r.lo is not None or r.index not in before or after.get(r.index) == before[r.index] else _settled(r, before[r.index]) for r in s.ranges
-        )
+        return settled(Statement(s.ranges, target, "+=", value), before, self.sizes, self.around).ranges
 
     def _dims(self, tensor: str, external: Output) -> tuple[str, ...]:
         """Names for the sizes of an output's cotangent: those of the inputs where the output's sizes are theirs."""

@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+import tdsl
+from lowering.state import Repeat
+from lowering.triton_launch import on_launch
 from tdsl import reference
 from tdsl.errors import Unsupported
 from tdsl.ir import Loop, Program, statements
+from tdsl.runtime import Executor, flatten
 from tdsl.swap import gradient
 from tdsl.text import parse
 from tdsl.verify import verify
@@ -150,3 +154,85 @@ def test_overwritten_values(name: str) -> None:
     """What a later step overwrites is not there for the backward pass: an error, never a wrong gradient."""
     with pytest.raises(Unsupported):
         gradient(parse(OVERWRITTEN[name]))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Kernels
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_executors(name: str, backend: str) -> None:
+    """Forward and gradient as kernels agree with the loops."""
+    text, shapes = PROGRAMS[name]
+    program = parse(text)
+    inputs = {n: torch.as_tensor(v) for n, v in inputs_of(program, shapes).items()}
+    for part in (program, gradient(program)):
+        for n in part.inputs:
+            if n not in inputs:
+                inputs[n] = torch.randn(reference.run(program, {k: inputs[k].numpy() for k in program.inputs})[n.removesuffix(".grad")].shape, dtype=torch.float64)
+        expected = reference.run(part, {n: inputs[n].numpy() for n in part.inputs})
+        found = Executor(part, backend)([inputs[n] for n in part.inputs])
+        for o, y in zip(part.results, found, strict=True):
+            np.testing.assert_allclose(y.numpy(), expected[o], rtol=1e-9, atol=1e-12, err_msg=str(part))
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize(("name", "function"), [("rnn", torch_rnn), ("lstm", torch_lstm)])
+def test_training(name: str, function: object, backend: str) -> None:
+    """Saved states and the reversed loop behind torch's autograd; again with other sizes and layouts."""
+    f = tdsl.function(PROGRAMS[name][0], backend=backend)
+    for steps in (1, 4):
+        shapes = {"X": (3, steps, 5), "W": (5, 5)} if name == "rnn" else {"X": (3, steps, 4, 5), "W": (4, 5, 5)}
+        inputs = [torch.randn(shapes[n]).transpose(-1, -2).contiguous().transpose(-1, -2).requires_grad_() for n in f.program.inputs]
+        expected = function(*inputs)  # type: ignore[operator]
+        found = f(*inputs)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        seed = torch.randn_like(expected)
+        for a, b in zip(torch.autograd.grad(found, inputs, seed), torch.autograd.grad(expected, inputs, seed), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_kernels_of_a_step() -> None:
+    """A step of an RNN is one kernel, planned once and launched at every step; what one step needs alone has no memory."""
+    f = tdsl.function(PROGRAMS["rnn"][0], backend="triton")
+    state = f.lower("fp32[2,5,3]", "fp32[3,3]", target="cuda:90")
+    assert len(state.plan.kernels) == 1 and not state.plan.memory
+    (repeat,) = state.parts
+    assert isinstance(repeat, Repeat) and (repeat.lo, repeat.hi, repeat.reverse) == (0, 5, False)
+    launches: list[str] = []
+    with on_launch(lambda launch: launches.append(launch.kernel.name)):
+        f(torch.randn(2, 5, 3), torch.randn(3, 3))
+    assert launches == [state.plan.kernels[0].name] * 5
+
+
+def test_the_gradient_of_weights_leaves_the_loop() -> None:
+    """dW is one contraction over all steps, after the loop; only the recurrence of the states stays."""
+    flat = flatten(gradient(parse(PROGRAMS["rnn"][0])))
+    last = [s for s in flat.body if not isinstance(s, Loop) and s.target.tensor == "W.grad"]
+    assert len(last) == 1 and set(last[0].reduced) == {"t", "b"}
+    reverse = [node for node in flat.body if isinstance(node, Loop)][-1]
+    assert {s.target.tensor for s in statements((reverse,))} == {"H.sum.grad", "H.grad.v1"}
+
+
+def test_half_precision_accumulates_in_single() -> None:
+    """What the steps add to is kept in float32 when the tensors are bfloat16."""
+    f = tdsl.function(PROGRAMS["lstm"][0])
+    X, W = torch.randn(2, 6, 4, 8).bfloat16().requires_grad_(), (0.2 * torch.randn(4, 8, 8)).bfloat16().requires_grad_()
+    wide = [x.detach().double().requires_grad_() for x in (X, W)]
+    found, expected = f(X, W), torch_lstm(*wide)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.double(), expected, rtol=0.05, atol=0.02)
+    seed = torch.randn_like(found)
+    for a, b in zip(torch.autograd.grad(found, (X, W), seed), torch.autograd.grad(expected, wide, seed.double()), strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=0.1, atol=0.15)
+
+
+def test_a_loop_of_nothing() -> None:
+    for backend in ("torch", "triton"):
+        f = tdsl.function(PROGRAMS["rnn"][0], backend=backend)
+        X, W = torch.randn(2, 0, 3, requires_grad=True), torch.randn(3, 3, requires_grad=True)
+        y = f(X, W)
+        assert y.shape == (2, 0, 3)
+        _, dW = torch.autograd.grad(y.sum(), (X, W))
+        torch.testing.assert_close(dW, torch.zeros(3, 3))

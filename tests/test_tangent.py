@@ -258,7 +258,9 @@ def test_masked_rows() -> None:
 
 def test_no_tangent() -> None:
     """Integers, comparisons and stop_gradient have none: zeros in the shape of the output."""
-    program = parse("def f(X[i,j]) -> a[i], s[i], c[i,j]:\n    a[i] = argmax[j](X[i,j])\n    s[i] += stop_gradient(X[i,j])\n    c[i,j] = X[i,j] > 0")
+    program = parse(
+        "def f(X[i,j]) -> a[i], s[i], c[i,j]:\n    a[i] = argmax[j](X[i,j])\n    s[i] += stop_gradient(X[i,j])\n    c[i,j] = X[i,j] > 0"
+    )
     found = reference.run(tangent(program), {"X": np.ones((2, 3)), "X.dot": np.ones((2, 3))})
     assert [(v.shape, v.any()) for v in found.values()] == [((2,), False), ((2,), False), ((2, 3), False)]
 
