@@ -40,11 +40,11 @@ from tdsl.ir import (
     fresh_name,
     reads,
     statements,
-    substitute,
     walk,
 )
 from tdsl.ops import OPS, REDUCTIONS, cotangent
 from tdsl.printer import print_expr
+from tdsl.products import others
 from tdsl.reassociate import reassociate
 from tdsl.recurrence import Recurrence
 from tdsl.simplify import drop_dead, simplify, simplify_expr
@@ -177,26 +177,19 @@ class _Swapper:
 
     def _reduction(self, s: Statement, seed: Expr) -> Expr:
         """The cotangent of one term of the reduction `s`."""
-        if not s.reduced and s.op != "*=":
-            return seed
-        if s.op in ("max=", "min="):  # shared equally among ties, as torch.amax does
+        plain = {e.name for e in s.target.subscripts if isinstance(e, Index)}
+        if s.op == "*=":  # the product of the other factors, right with zeros present and at every order
+            rest = others(s, self._ranges(s, s.target, s.value), self.around)
+            return seed if rest is None else Call("mul", (seed, rest))
+        if s.op in ("max=", "min=") and not plain >= set(s.indices):  # shared equally among ties, as torch.amax does
             ties = fresh_name(f"{s.target.tensor}.ties", self.taken)
             self.taken.add(ties)
             hit = Call("eq", (s.value, s.target))
             value = Call("where", (hit, Const(1.0), ZERO))
+            if not all(isinstance(e, Index) for e in s.target.subscripts):
+                self._zeros(s.target.tensor, ties, len(s.target.subscripts), ZERO)
             self._emit(s, Statement(self._ranges(s, s.target, value), replace(s.target, tensor=ties), "+=", value, s.span))
             return Call("where", (hit, Call("div", (seed, replace(s.target, tensor=ties))), ZERO))
-        if s.op == "*=" and s.reduced:  # the product of the other factors, right with zeros present and at every order
-            fresh = {i: fresh_name(i, {*s.indices}) for i in s.reduced}
-            to = {i: Index(name) for i, name in fresh.items()}
-            ranges = tuple(replace(r, index=fresh[r.index]) for r in self._ranges(s, s.target, s.value) if r.index in fresh)
-            itself: Expr | None = None
-            for i, name in fresh.items():
-                same = Call("eq", (Index(name), Index(i)))
-                itself = same if itself is None else Call("and", (itself, same))
-            assert itself is not None
-            others = Reduce("prod", ranges, Call("where", (itself, Const(1.0), substitute(s.value, to))))
-            return Call("mul", (seed, others))
         return seed
 
     def _accumulate(self, s: Statement, operand: Access, g: Expr) -> None:
