@@ -1,5 +1,5 @@
 # Everything runs in .venv, which is made on first use from the first Python >= 3.10 found, with the versions of constraints.txt.
-# On a machine without a GPU, torch's much smaller CPU build does:  make PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" demo
+# PIP_ARGS are handed to pip: on a machine without a GPU, the option that finds the much smaller CPU build of torch.
 .PHONY: help demo test check-all fuzz bench lint clean
 .DELETE_ON_ERROR:
 

@@ -254,7 +254,7 @@ POINTWISE = (
 FUSED = (
     Case(
         "kernel sum",
-        "fused",
+        "fusion",
         "S[i,j] += (x[i,d] - y[j,d]) ** 2\nO[i,e] += exp(-S[i,j]) * w[j,e]",
         {"x": ("i d", 1), "y": ("j d", 1), "w": ("j e", 1)},
         _kernel_sum,
@@ -264,7 +264,7 @@ FUSED = (
     ),
     Case(
         "attention",
-        "fused",
+        "fusion",
         "S[h,i,j] += Q[h,i,d] * K[h,j,d]\nP[h,i,j] = softmax[j](0.125 * S[h,i,j])\nO[h,i,e] += P[h,i,j] * V[h,j,e]",
         {"Q": ("h i d", 1), "K": ("h j d", 1), "V": ("h j e", 1)},
         _attention,
@@ -275,7 +275,7 @@ FUSED = (
     ),
     Case(
         "attention, torch unfused",
-        "fused",
+        "fusion",
         "S[h,i,j] += Q[h,i,d] * K[h,j,d]\nP[h,i,j] = softmax[j](0.125 * S[h,i,j])\nO[h,i,e] += P[h,i,j] * V[h,j,e]",
         {"Q": ("h i d", 1), "K": ("h j d", 1), "V": ("h j e", 1)},
         _attention_unfused,

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from typing import TypeAlias
 
 # The reduction that each assignment operator performs over the indices that are not on its left.
@@ -205,9 +206,8 @@ class Program:
     custom: tuple[Custom, ...] = ()
 
     def __str__(self) -> str:
-        from tdsl.printer import print_program  # the printer reads this module; only the convenience looks back
-
-        return print_program(self)
+        # The printer reads this module; only this convenience looks back, when it is called.
+        return str(import_module("tdsl.printer").print_program(self))
 
     @property
     def inputs(self) -> tuple[str, ...]:
