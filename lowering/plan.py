@@ -99,7 +99,7 @@ def plan(
             break
         recomputed = recomputed - {failed}
         reason = "no single kernel can make it again for what reads it"
-        choices = tuple(replace(c, chosen="store", reason=reason) if c.tensor == failed else c for c in choices)
+        choices = tuple(replace(c, chosen="make once", reason=reason) if c.tensor == failed else c for c in choices)
     while (merged := _merge_one(parts, kept, recomputed, apart)) is not None:
         parts = merged
     kernels = []

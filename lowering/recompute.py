@@ -21,7 +21,7 @@ CPU_MEMORY = 1 << 28
 class Choice:
     """What was weighed for one intermediate. making, moving: seconds to make it again in each consumer, and to write and read it.
 
-    chosen: "recompute" or "store"; reason: in words.
+    chosen: "recompute" or "make once"; reason: in words.
     """
 
     tensor: str
@@ -74,7 +74,7 @@ def recompute(
             again, reason = making < moving, "the faster"
         if again:
             found.add(name)
-        choices.append(Choice(name, "recompute" if again else "store", making, moving, reason))
+        choices.append(Choice(name, "recompute" if again else "make once", making, moving, reason))
     return frozenset(found), tuple(choices)
 
 

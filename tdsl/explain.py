@@ -15,6 +15,7 @@ from tdsl.lowered import Lowered, Runnable, lowered
 from tdsl.page import Page, Section, Table, quantity
 from tdsl.swap import gradient
 
+_CHOICE_HEAD = ("intermediate", "chosen", "made again in each kernel", "written and read", "why")
 _PLAN_HEAD = ("kernel", "reads", "writes", "FLOPs", "bytes", "compulsory", "predicted", "bound")
 _MACHINE_HEAD = ("kernel", "registers", "spills", "stack", "shared", "tensor core", "blocks per SM", "faults")
 
@@ -124,6 +125,9 @@ def _part_sections(part: Part, target: str) -> list[Section]:
         Section("flat: what is compiled", str(part.lowered.flat), "python"),
         Section("plan", Table(_PLAN_HEAD, _plan_rows(part))),
     ]
+    if plan.choices:
+        rows = tuple((c.tensor, c.chosen, quantity(c.making, "s"), quantity(c.moving, "s"), c.reason) for c in plan.choices)
+        found.append(Section("what was weighed for each intermediate", Table(_CHOICE_HEAD, rows)))
     if part.reports:
         found.append(Section("machine code", Table(_MACHINE_HEAD, tuple(_machine_row(r) for r in part.reports))))
     if part.missing:
