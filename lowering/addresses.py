@@ -26,7 +26,9 @@ def step(subscripts: Sequence[Expr], strides: Sequence[int], index: str, values:
     return total
 
 
-def axis_step(subscripts: Sequence[Expr], strides: Sequence[int], indices: Sequence[tuple[str, int]], values: Collection[str] = ()) -> int | None:
+def axis_step(
+    subscripts: Sequence[Expr], strides: Sequence[int], indices: Sequence[tuple[str, int]], values: Collection[str] = ()
+) -> int | None:
     """`step` along an axis that stands for several (index, extent), outermost first."""
     inner = step(subscripts, strides, indices[-1][0], values)
     below = 1

@@ -6,17 +6,24 @@ sees (stage, state before, state after, seconds); `explain` is only an observer 
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from lowering import tile_ir
+from lowering.beside import beside
 from lowering.contraction import contraction, plain
+from lowering.cpp_schedule import CPU_SPLIT, PARALLEL, cpp_schedule, takes_cpp
+from lowering.cpp_source import CppKernel, cpp_source
 from lowering.divide import divide, merged, on_parts, trimmed
 from lowering.evaluate import Memory
 from lowering.indirect import wide_sums
-from lowering.normalize import extents, normalize
+from lowering.normalize import Split, extents, normalize
+from lowering.plan import KernelPlan, Plan
 from lowering.plan import plan as make_plan
+from lowering.products import split_products
 from lowering.proofs import proved
 from lowering.ragged import Limits, masked
 from lowering.schedule import Schedule, default_schedule
@@ -26,8 +33,9 @@ from lowering.tiling import identity, tile
 from lowering.torch_module import torch_module
 from lowering.triton_source import triton_source
 from tdsl.dtypes import category, dtype_of, written
+from tdsl.errors import Unsupported
 from tdsl.infer import Spec, infer, resolve
-from tdsl.ir import REDUCTION_OF, Index, Loop, Program, Statement, statements
+from tdsl.ir import REDUCTION_OF, Call, Const, Expr, Index, Loop, Program, Statement, statements, walk
 from tdsl.ops import DTYPES
 from tdsl.ssa import ssa
 
@@ -49,6 +57,7 @@ def compile_program(
     saved: frozenset[str] = frozenset(),
     results: Mapping[str, str] | None = None,
     limits: Limits | None = None,
+    cpp_from: int | None = None,
     observer: Observer | None = None,
 ) -> State:
     """Runs STAGES on a flat program (after tdsl.expand and tdsl.ssa). target: a name of targets.TARGETS.
@@ -56,7 +65,8 @@ def compile_program(
     saved: outputs that are residuals: like intermediates, they keep the dtype that they are computed in. stored: inputs
     whose dtype in memory is another than the one that promotion takes them for (residuals again). results: dtypes of outputs,
     where they are not those of their last version alone. limits: the most that ranges which depend on the values of tensors are,
-    by `ragged.extent_of`; without them the sizes of tensors bound such ranges.
+    by `ragged.extent_of`; without them the sizes of tensors bound such ranges. cpp_from: points of a statement from which a CPU's
+    kernels are C++ where they can be; None: never.
 
     Raises Unsupported for what the compiler cannot do yet, and whatever tdsl.infer raises.
     """
@@ -72,6 +82,7 @@ def compile_program(
         dict(results or {}),
         stored=dict(stored or {}),
         limits=dict(limits or {}),
+        cpp_from=cpp_from,
     )
     for name, stage in STAGES:
         started = time.perf_counter()
@@ -90,7 +101,15 @@ def resolve_ranges(state: State) -> State:
     """Every range gets numbers; shapes and dtypes of all tensors."""
     inferred = infer(state.program, state.specs, state.values, unseen=state.saved)
     dtypes = {**inferred.dtypes, **state.results}
-    return replace(state, inferred=inferred, program=resolve(state.program, inferred), shapes=inferred.shapes, dtypes=dtypes)
+    state = replace(state, inferred=inferred, program=resolve(state.program, inferred), shapes=inferred.shapes, dtypes=dtypes)
+    cpp = state.cpp_from is not None and state.target.backend == "cpu"
+    return replace(state, cpp=cpp and max((_points(node) for node in state.program.body), default=0) >= (state.cpp_from or 0))
+
+
+def _points(node: Statement | Loop) -> int:
+    """Points of the largest statement; a range that depends on tensors counts once."""
+    own = math.prod(int(r.hi.value) - int(r.lo.value) for r in node.ranges if isinstance(r.lo, Const) and isinstance(r.hi, Const))
+    return own * max((_points(inner) for inner in node.body), default=1) if isinstance(node, Loop) else own
 
 
 def normalize_statements(state: State) -> State:
@@ -118,7 +137,8 @@ def normalize_part(state: State) -> State:
     program, sums = wide_sums(state.program, state.shapes, narrow)
     shapes = {**state.shapes, **{new: state.shapes[old] for new, old in sums.items()}}
     dtypes = {**state.dtypes, **{new: state.dtypes[old] for new, old in sums.items()}}
-    program, apart = normalize(program, dtypes, fuses=on_gpu, programs=2 * state.target.sms if on_gpu else 0)
+    split = Split(2 * state.target.sms) if on_gpu else CPU_SPLIT if state.cpp else None
+    program, apart = normalize(program, dtypes, fuses=on_gpu or state.cpp, split=split)
     assert state.inferred is not None
     for s in statements(program.body):
         name = s.target.tensor
@@ -158,7 +178,21 @@ def plan_kernels(state: State) -> State:
     """Statements into kernels."""
     if state.parts:
         return merged(on_parts(state, plan_kernels))
-    return replace(state, plan=make_plan(state.program, state.shapes, {**state.dtypes, **state.stored}, state.target, state.apart))
+    target = replace(state.target, name="c++") if state.cpp else state.target  # C++ fuses as a GPU's kernels do
+    plan = make_plan(state.program, state.shapes, {**state.dtypes, **state.stored}, target, state.apart)
+    return _for_cpp(state, plan) if state.cpp else replace(state, plan=plan)
+
+
+def _for_cpp(state: State, plan: Plan) -> State:
+    """Matrix products alone, and what stands around them in as few kernels as walk the same elements."""
+    assert state.inferred is not None
+    plan, shapes, dtypes = split_products(plan, {**state.dtypes}, state.inferred.weak)
+    outside = {*state.program.inputs, *state.program.results} - state.saved
+    inside = {s.target.tensor for k in plan.kernels for s in k.statements} - outside
+    known = {**state.dtypes, **dtypes}
+    stored = {t: DTYPES[known[t]].compute for t in inside if DTYPES[known[t]].kind == "float"}
+    state = replace(state, shapes={**state.shapes, **shapes}, dtypes=known, stored={**state.stored, **stored})
+    return replace(state, plan=beside(plan, [takes_cpp(k, state.dtypes) for k in plan.kernels]))
 
 
 def tile_kernels(state: State) -> State:
@@ -178,14 +212,17 @@ def tile_kernels(state: State) -> State:
         by_value=exact or not double,
         updated=frozenset(t for t, n in counts.items() if n > 1 or t in state.program.inputs),
         stored={**state.stored, **{n: "float64" for n in state.inferred.weak if double and DTYPES[state.dtypes[n]].kind == "float"}},
+        compares=any(_compares_quotients(s.value) for s in statements(state.program.body)),
     )
     made = set(state.program.inputs)
     steps = []
     for kernel in state.plan.kernels:
         # The first write of a tensor sets its elements; later ones go into what stands there.
         here = replace(memory, updated=frozenset(t for t in memory.updated if t in made))
-        schedule = state.schedules.get(kernel.name) or default_schedule(kernel, strides, {**state.dtypes, **state.stored}, state.target)
-        tiled = replace(tile(kernel, schedule, here, exact=exact), input_precision=state.input_precision)
+        tiled, cpp = _in_cpp(kernel, state, here)
+        if tiled is None:
+            schedule = state.schedules.get(kernel.name) or default_schedule(kernel, strides, {**state.dtypes, **state.stored}, state.target)
+            tiled = replace(tile(kernel, schedule, here, exact=exact), input_precision=state.input_precision)
         allocate, direct = [], set()
         for s in kernel.statements:
             name = s.target.tensor
@@ -196,11 +233,31 @@ def tile_kernels(state: State) -> State:
             fill = None if whole else identity(REDUCTION_OF.get(s.op, "sum"), state.dtypes[name])
             if name in state.placed:
                 continue
-            if exact and whole and name not in memory.updated and all(a.role == "whole" for a in tiled.axes):
+            if exact and cpp is None and whole and name not in memory.updated and all(a.role == "whole" for a in tiled.axes):
                 direct.add(name)
             allocate.append(Allocation(name, state.shapes[name], memory.storage(name), fill))
-        steps.append(Step(tiled, tuple(allocate), frozenset(direct)))
+        steps.append(Step(tiled, tuple(allocate), frozenset(direct), cpp=cpp))
     return replace(state, steps=tuple(steps))
+
+
+def _compares_quotients(value: Expr) -> bool:
+    """Whether an expression asks if a quotient equals something: the ties of a maximum do."""
+    equations = (e for e in walk(value) if isinstance(e, Call) and e.op in ("eq", "ne"))
+    return any(isinstance(x, Call) and x.op == "div" for e in equations for x in walk(e))
+
+
+def _in_cpp(kernel: KernelPlan, state: State, memory: Memory) -> tuple[tile_ir.Kernel | None, CppKernel | None]:
+    """A kernel as C++; None twice where it is better as torch code, or needs what only that has."""
+    if not state.cpp or not takes_cpp(kernel, state.dtypes):
+        return None, None
+    schedule = state.schedules.get(kernel.name) or cpp_schedule(kernel, memory.strides)
+    try:
+        tiled = tile(kernel, schedule, memory, exact=True)
+        cpp = cpp_source(tiled)
+    except Unsupported:
+        return None, None
+    points = max(math.prod(extents(s).values()) for s in kernel.statements)
+    return tiled, cpp if points >= PARALLEL else replace(cpp, parallel=False)
 
 
 def covers(s: Statement, shape: tuple[int, ...]) -> bool:
@@ -230,5 +287,3 @@ STAGES: tuple[tuple[str, Callable[[State], State]], ...] = (
     ("tile", tile_kernels),
     ("source", print_kernels),
 )
-
-

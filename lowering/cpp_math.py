@@ -78,6 +78,10 @@ INLINE double exp_tail(double r) {
     q = fma(q, r, 0.5000000000000013);
     return fma(q, r * r, r);
 }
+template <class T> INLINE T clamped(T x, T lo, T hi) {  // a NaN stays; each line is one instruction
+    const T above = lo > x ? lo : x;
+    return hi < above ? hi : above;
+}
 INLINE float nearest(float x, float by, int& n) {  // x * by as a whole number, in both types
     const float sum = fma(x, by, 12582912.0f);
     n = bits(sum) - 0x4b400000;
@@ -103,13 +107,13 @@ INLINE double scaled(double tail, i64 n) {
 """,
     "exp": """\
 INLINE float exp(float x) {
-    const float c = x < -104.0f ? -104.0f : x > 89.0f ? 89.0f : x;
+    const float c = clamped(x, -104.0f, 89.0f);
     int n;
     const float r = exp_rest(c, nearest(c, 1.44269504f, n));
     return scaled(exp_tail(r), n);
 }
 INLINE double exp(double x) {
-    const double c = x < -746.0 ? -746.0 : x > 710.0 ? 710.0 : x;
+    const double c = clamped(x, -746.0, 710.0);
     i64 n;
     const double r = exp_rest(c, nearest(c, 1.4426950408889634, n));
     return scaled(exp_tail(r), n);
@@ -117,13 +121,13 @@ INLINE double exp(double x) {
 """,
     "exp2": """\
 INLINE float exp2(float x) {
-    const float c = x < -151.0f ? -151.0f : x > 129.0f ? 129.0f : x;
+    const float c = clamped(x, -151.0f, 129.0f);
     int n;
     const float r = (c - nearest(c, 1.0f, n)) * 0.693147181f;
     return scaled(exp_tail(r), n);
 }
 INLINE double exp2(double x) {
-    const double c = x < -1076.0 ? -1076.0 : x > 1025.0 ? 1025.0 : x;
+    const double c = clamped(x, -1076.0, 1025.0);
     i64 n;
     const double r = (c - nearest(c, 1.0, n)) * 0.6931471805599453;
     return scaled(exp_tail(r), n);
@@ -131,13 +135,13 @@ INLINE double exp2(double x) {
 """,
     "expm1": """\
 INLINE float expm1(float x) {
-    const float c = x < -60.0f ? -60.0f : x > 89.0f ? 89.0f : x;
+    const float c = clamped(x, -60.0f, 89.0f);
     int n;
     const float r = exp_rest(c, nearest(c, 1.44269504f, n)), s = power_of_two(n - 1);
     return x == 0.0f ? x : 2.0f * fma(s, exp_tail(r), s - 0.5f);
 }
 INLINE double expm1(double x) {
-    const double c = x < -60.0 ? -60.0 : x > 710.0 ? 710.0 : x;
+    const double c = clamped(x, -60.0, 710.0);
     i64 n;
     const double r = exp_rest(c, nearest(c, 1.4426950408889634, n)), s = power_of_two(n - 1);
     return x == 0.0 ? x : 2.0 * fma(s, exp_tail(r), s - 0.5);
@@ -359,7 +363,7 @@ _PROVIDES = {
     "bits": ("bits", "real", "fma"),
     "half": ("from_f16", "to_f16"),
     "brain": ("from_bf16", "to_bf16"),
-    "exp_tail": ("exp_tail", "nearest", "power_of_two", "exp_rest", "scaled"),
+    "exp_tail": ("exp_tail", "clamped", "nearest", "power_of_two", "exp_rest", "scaled"),
     "log_parts": ("log_mantissa", "log_tail", "log_special"),
     "turn": ("quarter", "sine", "cosine"),
 }

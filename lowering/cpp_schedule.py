@@ -10,14 +10,15 @@ import math
 from collections.abc import Mapping
 
 from lowering.addresses import axis_step
-from lowering.normalize import cost
-from lowering.plan import Contraction, KernelPlan, accesses, contraction
+from lowering.contraction import accesses, contraction
+from lowering.normalize import Split, cost
+from lowering.plan import KernelPlan
+from lowering.products import is_library
 from lowering.schedule import Schedule, power_of_two
 from tdsl.ir import Access, Index, Statement, expressions, free_indices, walk
-from tdsl.ops import DTYPES
 
-# Below this a matrix product wastes a library's blocking, and what its operands are made of costs more than it.
-LIBRARY_MIN = 16
+Axis = tuple[str, ...]  # the indices of one, outermost first
+
 # Elements per vector of float32 of 512 bits.
 VECTOR = 16
 # Elements of a tile of a pointwise kernel: 32 KiB of float32, a first-level cache.
@@ -29,21 +30,19 @@ ROW = 1 << 14
 STREAM = 2048
 # Programs that keep the cores of a server busy.
 PROGRAMS = 16
-# A transposition's tile along the axis that is contiguous only in some tensors: two cache lines.
-ACROSS = 32
+# Sums along another axis than the contiguous one: how many of them side by side, two pages of a row.
+WIDTH = 512
+# Long sums are split into a fixed number of parts, so that results do not depend on the number of threads.
+CPU_SPLIT = Split(PROGRAMS, terms=16, last=64, width=WIDTH, work=1 << 17, part=1 << 16)
+# Points of a statement from which threads are worth waking: some 5 us.
+PARALLEL = 1 << 15
+# A transposition's tile both ways: four cache lines.
+ACROSS = 64
 
 
 def takes_cpp(kernel: KernelPlan, dtypes: Mapping[str, str]) -> bool:
     """Whether a kernel is better as C++ than as matrix products of a library with torch code around them."""
-    for s in kernel.statements:
-        found = contraction(s)
-        if found is None or DTYPES[dtypes[s.target.tensor]].kind != "float":
-            continue
-        sizes = [math.prod(kernel.extents[i] for i in group) for group in (found.m, found.n, found.k)]
-        plain = len(kernel.statements) == 1 and all(isinstance(e, Access) for e in (*found.lhs, *found.rhs))
-        if plain or min(sizes) >= LIBRARY_MIN:
-            return False
-    return True
+    return all(is_library(s, dtypes) is None for s in kernel.statements)
 
 
 def cpp_schedule(kernel: KernelPlan, strides: Mapping[str, tuple[int, ...]]) -> Schedule:
@@ -72,26 +71,26 @@ def cpp_schedule(kernel: KernelPlan, strides: Mapping[str, tuple[int, ...]]) -> 
     if lane and lane[0] in kernel.grid:
         tiles[lane] = _lane_tile(kernel, inner, grid, lane, length, tiles)
         for axis in grid:
-            if _near(kernel, axis, strides) and not inner:
+            if not inner and _near(kernel, axis, lane, strides):
                 tiles[axis] = min(ACROSS, length[axis])
-                tiles[lane] = min(tiles[lane], 4 * ACROSS)
+                tiles[lane] = min(tiles[lane], ACROSS)
     order = [*grid, *[a for a in inner if a in streamed], *[a for a in inner if a not in streamed], *([lane] if lane else [])]
     return Schedule(tuple((axis, tiles[axis]) for axis in order))
 
 
 def _lane_tile(
-    kernel: KernelPlan, inner: list[tuple[str, ...]], grid: list[tuple[str, ...]], lane: tuple[str, ...], length: Mapping[tuple[str, ...], int], tiles: Mapping[tuple[str, ...], int]
-) -> int:  # fmt: skip
+    kernel: KernelPlan, inner: list[Axis], grid: list[Axis], lane: Axis, length: Mapping[Axis, int], tiles: Mapping[Axis, int]
+) -> int:
     """Elements of the vector axis per program, where it is on the grid: cache, then enough programs."""
     if not inner:
         wanted = POINTWISE
-    elif len(kernel.statements) == 1:
-        wanted = 512
+    elif all({*free_indices(s.target)} <= {*kernel.grid} for s in kernel.statements) and not any(tiles[a] == 1 for a in inner):
+        wanted = WIDTH
     else:
         held = math.prod(tiles[a] for a in inner)
         wanted = 64 if any(tiles[a] == 1 for a in inner) else min(512, RESIDENT // max(1, held))
     others = math.prod(max(1, length[a]) for a in grid)
-    while wanted > 64 and -(-length[lane] // wanted) * others < PROGRAMS:
+    while wanted > 64 and -(-length[lane] // wanted) * others < PROGRAMS // 2:
         wanted //= 2
     return max(VECTOR, min(wanted, power_of_two(length[lane])))
 
@@ -100,10 +99,10 @@ def _lane_tile(
 # Axes
 
 
-def _axes(kernel: KernelPlan, strides: Mapping[str, tuple[int, ...]]) -> list[tuple[str, ...]]:
+def _axes(kernel: KernelPlan, strides: Mapping[str, tuple[int, ...]]) -> list[Axis]:
     """The indices, grid ones first; neighbours that every access walks by one stride are one axis."""
     order = [*kernel.grid, *kernel.inner]
-    axes = [(i,) for i in order]
+    axes: list[Axis] = [(i,) for i in order]
     merged = True
     while merged:
         merged = False
@@ -184,19 +183,12 @@ def _traffic(kernel: KernelPlan, lane: tuple[str, ...], extent: int, strides: Ma
             if lane[0] not in free:
                 total += times * (max(1, extent // 64) if lane[0] in kernel.grid else 1)
             else:
-                total += times / width if along == 1 else times
+                total += times / width if along == 1 else times * (1.5 if access is s.target else 1.0)
     return total * (1.05 if lane[0] not in kernel.grid else 1.0)
 
 
-def _near(kernel: KernelPlan, axis: tuple[str, ...], strides: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether some tensor is contiguous along an axis."""
+def _near(kernel: KernelPlan, axis: Axis, lane: Axis, strides: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether some tensor that varies along the vector axis is contiguous along another one."""
     own = [(i, kernel.extents[i]) for i in axis]
-    if kernel.extents[axis[-1]] < 2:
-        return False
-    return any(
-        len(a.subscripts) > 1 and a.tensor in strides and axis[-1] in free_indices(a) and axis_step(a.subscripts, strides[a.tensor], own) == 1
-        for a in accesses(kernel.statements)
-    )
-
-
-__all__ = ["Contraction", "cpp_schedule", "takes_cpp"]
+    found = [a for a in accesses(kernel.statements) if a.tensor in strides and axis[-1] in free_indices(a) and lane[-1] in free_indices(a)]
+    return kernel.extents[axis[-1]] > 1 and any(axis_step(a.subscripts, strides[a.tensor], own) == 1 for a in found)

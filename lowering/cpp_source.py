@@ -32,12 +32,30 @@ LOCAL = 1 << 19
 # Tiles up to this many elements have a length that the compiler knows: the last tile moves back where it would end outside.
 FIXED = 1024
 
-STORAGE = {"bool": "u8", "uint8": "u8", "int8": "i8", "int16": "i16", "int32": "i32", "int64": "i64", "float16": "u16", "bfloat16": "u16", "float32": "float", "float64": "double"}  # fmt: skip
+STORAGE = {
+    "bool": "u8",
+    "uint8": "u8",
+    "int8": "i8",
+    "int16": "i16",
+    "int32": "i32",
+    "int64": "i64",
+    "float16": "u16",
+    "bfloat16": "u16",
+    "float32": "float",
+    "float64": "double",
+}
 REGISTER = {**STORAGE, "bool": "bool"}
 _HALVES = {"float16": "f16", "bfloat16": "bf16"}
-_KEYWORDS = frozenset(
-    ["alignas", "alignof", "and", "asm", "auto", "bool", "break", "case", "catch", "char", "class", "const", "constexpr", "continue", "decltype", "default", "delete", "do", "double", "else", "enum", "explicit", "export", "extern", "false", "float", "for", "friend", "goto", "if", "inline", "int", "long", "mutable", "namespace", "new", "noexcept", "not", "nullptr", "operator", "or", "private", "protected", "public", "register", "return", "short", "signed", "sizeof", "static", "struct", "switch", "template", "this", "throw", "true", "try", "typedef", "typeid", "typename", "union", "unsigned", "using", "virtual", "void", "volatile", "while", "xor", "main", "u8", "i8", "u16", "i16", "u32", "i32", "u64", "i64", "integers", "threads", "pid", "lane", "lanes", "folded", "INLINE", "LANES"]
-)  # fmt: skip
+# What C++ and the text below keep for themselves.
+_WORDS = """
+    alignas alignof and asm auto bool break case catch char class const constexpr continue decltype default delete do double else enum
+    explicit export extern false float for friend goto if inline int long mutable namespace new noexcept not nullptr operator or private
+    protected public register return short signed sizeof static struct switch template this throw true try typedef typeid typename union
+    unsigned using virtual void volatile while xor main
+    u8 i8 u16 i16 u32 i32 u64 i64 integers threads pid lane lanes folded halve fill transposed exchange exchanges indices counted
+    INLINE LANES
+"""
+_KEYWORDS = frozenset(_WORDS.split()) | cpp_math.NAMES | OPS.keys()
 HELPERS = f"""\
 enum {{ LANES = {LANES} }};
 // body(c, lane) for c in [first, last): LANES of them at a time.
@@ -54,11 +72,49 @@ template <class Body> INLINE void lanes(i64 first, i64 last, Body body) {{
 template <class T, class V> INLINE void fill(T* partial, V value) {{
     for (int lane = 0; lane < LANES; ++lane) partial[lane] = value;
 }}
+template <int WIDTH, class T, class Combine> INLINE void halve(T* partial, Combine combine) {{
+    #pragma omp simd
+    for (int lane = 0; lane < WIDTH; ++lane) partial[lane] = combine(partial[lane], partial[lane + WIDTH]);
+    if constexpr (WIDTH > 1) halve<WIDTH / 2>(partial, combine);
+}}
 template <class T, class Combine> INLINE T folded(T* partial, Combine combine) {{
-    for (int width = LANES / 2; width; width /= 2)
-        for (int lane = 0; lane < width; ++lane) partial[lane] = combine(partial[lane], partial[lane + width]);
+    halve<LANES / 2>(partial, combine);
     return partial[0];
 }}
+"""
+
+
+# A block is turned inside registers: each line of cache is read once, whole, so that rows a power of two apart do not push each other out.
+TRANSPOSED = """\
+template <int... I> struct indices {};
+template <int N, int... I> struct counted : counted<N - 1, N - 1, I...> {};
+template <int... I> struct counted<0, I...> { typedef indices<I...> type; };
+template <int H, class V, int... I> INLINE void exchange(V& a, V& b, indices<I...>) {
+    const V low = __builtin_shufflevector(a, b, ((I & H) ? 16 + I - H : I)...);
+    b = __builtin_shufflevector(a, b, ((I & H) ? 16 + I : I + H)...);
+    a = low;
+}
+template <int H, class V> INLINE void exchanges(V* rows) {
+    for (int k = 0; k < 16; ++k)
+        if (!(k & H)) exchange<H>(rows[k], rows[k + H], counted<16>::type());
+    if constexpr (H > 1) exchanges<H / 2>(rows);
+}
+// to[r * width + c] = from[c * step + r] for r < rows, c < columns.
+template <class T> static void transposed(const T* __restrict__ from, i64 step, i64 rows, i64 columns, T* __restrict__ to, i64 width) {
+    typedef T V __attribute__((vector_size(16 * sizeof(T))));
+    for (i64 c = 0; c < columns; c += 16)
+        for (i64 r = 0; r < rows; r += 16) {
+            if (c + 16 > columns || r + 16 > rows) {
+                for (i64 x = r; x < rows && x < r + 16; ++x)
+                    for (i64 y = c; y < columns && y < c + 16; ++y) to[x * width + y] = from[y * step + x];
+                continue;
+            }
+            V block[16];
+            for (int k = 0; k < 16; ++k) __builtin_memcpy(&block[k], from + (c + k) * step + r, sizeof(V));
+            exchanges<8>(block);
+            for (int k = 0; k < 16; ++k) __builtin_memcpy(to + (r + k) * width + c, &block[k], sizeof(V));
+        }
+}
 """
 
 
@@ -85,7 +141,8 @@ def cpp_source(kernel: ir.Kernel) -> CppKernel:
 def cpp_module(kernels: Sequence[CppKernel]) -> str:
     """One translation unit with all kernels of a program."""
     calls = frozenset().union(*(k.calls for k in kernels))
-    return "\n".join([cpp_math.TYPES, cpp_math.prelude(calls), HELPERS, *(k.source for k in kernels)])
+    turned = [TRANSPOSED] if "transposed" in calls else []
+    return "\n".join([cpp_math.TYPES, cpp_math.prelude(calls - {"transposed"}), HELPERS, *turned, *(k.source for k in kernels)])
 
 
 class _Printer:
@@ -99,7 +156,12 @@ class _Printer:
         self.here: set[str] = set()  # values that the nest being printed makes itself
         self.open: set[str] = set()  # axes of the loops around
         self.values = {op.dst.name: op.dst for op in ir.operations(kernel.body) if not isinstance(op, ir.For | ir.Store | ir.Assign)}
-        self.used = {b.name for b in kernel.buffers} | set(self.values) | {a.name for a in kernel.axes} | {i for a in kernel.axes for i, _ in a.indices}
+        self.used = (
+            {b.name for b in kernel.buffers}
+            | set(self.values)
+            | {a.name for a in kernel.axes}
+            | {i for a in kernel.axes for i, _ in a.indices}
+        )
         self.names: dict[str, str] = {}
         self.colliding = frozenset(a.name for op in ir.operations(kernel.body) if isinstance(op, ir.Store) for a in self._unsafe(op))
         self.shifts = all(op.mode == "set" for op in ir.operations(kernel.body) if isinstance(op, ir.Store))
@@ -112,7 +174,9 @@ class _Printer:
         head, indent = self.head(parallel)
         inner: list[str] = []
         for axis in (a for a in grid if a.name in self.colliding):
-            inner.append(f"{indent}for (i64 {self.tile_name(axis)} = 0; {self.tile_name(axis)} < {self.count(axis)}; ++{self.tile_name(axis)}) {{")
+            inner.append(
+                f"{indent}for (i64 {self.tile_name(axis)} = 0; {self.tile_name(axis)} < {self.count(axis)}; ++{self.tile_name(axis)}) {{"
+            )
             indent += "    "
             inner += [indent + line for line in self.place(axis)]
         body = list(self.items(self.plan.items, indent))
@@ -122,8 +186,26 @@ class _Printer:
         notation = [f"// {line}" for line in self.kernel.notation.splitlines()]
         sizes = [f"    const i64 {name} = integers[{n}];" for n, name in enumerate(self.integers)]
         unused = [] if parallel else ["    (void)threads;"]
-        lines = [*notation, f'extern "C" void {self.kernel.name}({arguments}) {{', *sizes, *unused, *head, *inner, *local, *body, *closing, "}"]
-        return CppKernel(self.kernel.name, "\n".join(lines) + "\n", self.kernel.buffers, tuple(self.integers.values()), frozenset(self.calls), bool(parallel))
+        lines = [
+            *notation,
+            f'extern "C" void {self.kernel.name}({arguments}) {{',
+            *sizes,
+            *unused,
+            *head,
+            *inner,
+            *local,
+            *body,
+            *closing,
+            "}",
+        ]
+        return CppKernel(
+            self.kernel.name,
+            "\n".join(lines) + "\n",
+            self.kernel.buffers,
+            tuple(self.integers.values()),
+            frozenset(self.calls),
+            bool(parallel),
+        )
 
     def parameter(self, b: ir.Buffer) -> str:
         name = self.c(b.name)
@@ -137,7 +219,10 @@ class _Printer:
         if not parallel:
             return [], "    "
         programs = " * ".join(self.count(a) for a in parallel)
-        lines = ["    #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)", f"    for (i64 pid = 0; pid < {programs}; ++pid) {{"]
+        lines = [
+            "    #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)",
+            f"    for (i64 pid = 0; pid < {programs}; ++pid) {{",
+        ]
         rest = "pid"
         for n, axis in reversed(list(enumerate(parallel))):
             name = self.tile_name(axis)
@@ -164,7 +249,12 @@ class _Printer:
         if axis.scalar:
             yield from self.decode(axis)
             return
-        start, stop, tile, extent = self.helper(f"{axis.name}_start"), self.helper(f"{axis.name}_stop"), self.tile_name(axis), self.extent(axis)
+        start, stop, tile, extent = (
+            self.helper(f"{axis.name}_start"),
+            self.helper(f"{axis.name}_stop"),
+            self.tile_name(axis),
+            self.extent(axis),
+        )
         if self.fixed(axis):
             yield f"const i64 {start} = {tile} * {axis.tile} < {extent} - {axis.tile} ? {tile} * {axis.tile} : {extent} - {axis.tile};"
             return
@@ -538,7 +628,49 @@ class _NestPrinter:
         short = kernel.axis(self.lane).role == "whole" and kernel.axis(self.lane).extent <= SMALL
         self.across = any(self.lane in _reduced(op) for op in self.folds)
         self.in_lanes = self.across and not short and not self.serial
+        self.crossed = [op for op in nest.body if isinstance(op, ir.Load | ir.Store) and self._crosses(op)]
         self.blocked = {op.dst.name for op in self.folds if self._long(op)}
+
+    def _crosses(self, op: ir.Operation) -> bool:
+        """Whether a load or a store goes along the outer of two axes: a tile of it is transposed on the way."""
+        if (
+            not isinstance(op, ir.Load | ir.Store)
+            or len(self.nest.axes) != 2
+            or not all(isinstance(e, Index) and e.name not in self.p.values for e in op.subscripts)
+        ):
+            return False
+        axes = op.dst.axes if isinstance(op, ir.Load) else op.axes if op.mode == "set" else ()
+        if axes != self.nest.axes or min(self.length(a) for a in self.nest.axes) < SMALL:
+            return False
+        outer, lane = (axis_step(op.subscripts, op.buffer.strides, self.p.kernel.axis(a).indices, self.p.values) for a in self.nest.axes)
+        return outer == 1 and lane not in (0, 1, None)
+
+    def turn(self, op: ir.Load | ir.Store, indent: str) -> Iterator[str]:
+        """A tile from memory, transposed into a local array, or from there to memory."""
+        p = self.p
+        p.calls.add("transposed")
+        (outer, first, last), (lane, start, stop) = ((a, *p.span(a)) for a in self.nest.axes)
+        width = p.capacity(lane)
+        d = op.subscripts.index(Index(p.kernel.axis(lane).indices[-1][0]))
+        yield f"{indent}{{"
+        for axis, value in ((outer, first), (lane, start)):
+            yield f"{indent}    const i64 {p.c(axis)} = {value};"
+            yield from (f"{indent}    {line}" for line in p.decode(p.kernel.axis(axis)))
+        place = f"&{p.c(op.buffer.name)}[{p.offset(op.buffer, op.subscripts)}]"
+        outside, across, along = p.stride(op.buffer, d), _less(last, first), _less(stop, start)
+        if isinstance(op, ir.Load):
+            yield f"{indent}    transposed({place}, {outside}, {across}, {along}, {self.tile(op)}, {width});"
+        else:
+            yield f"{indent}    transposed({self.tile(op)}, {width}, {along}, {across}, {place}, {outside});"
+        yield f"{indent}}}"
+
+    def tile(self, op: ir.Load | ir.Store) -> str:
+        return self.p.helper(f"{op.dst.name if isinstance(op, ir.Load) else op.buffer.name}_tile")
+
+    def in_tile(self, op: ir.Load | ir.Store) -> str:
+        """The current element of a transposed tile."""
+        outer, lane = self.nest.axes
+        return f"{self.tile(op)}[{self.p.position(outer)} * {self.p.capacity(lane)} + {self.p.position(lane)}]"
 
     def length(self, axis: str) -> int:
         a = self.p.kernel.axis(axis)
@@ -556,7 +688,12 @@ class _NestPrinter:
         before = set(p.here)
         for op in self.folds:
             yield from self.prepare(op, indent)
+        for crossed in self.crossed:
+            yield f"{indent}alignas(64) {STORAGE[crossed.buffer.dtype]} {self.tile(crossed)}[{math.prod(p.capacity(a) for a in self.nest.axes)}];"
+            yield from self.turn(crossed, indent) if isinstance(crossed, ir.Load) else ()
         yield from self.level(0, indent)
+        for crossed in self.crossed:
+            yield from self.turn(crossed, indent) if isinstance(crossed, ir.Store) else ()
         for op in self.folds:
             if op.dst.name in self.blocked and not op.dst.axes:
                 yield f"{indent}const float {p.c(op.dst.name)} = (float){self.total(op)};"
@@ -606,7 +743,9 @@ class _NestPrinter:
         name, (start, stop) = p.c(axis), p.span(axis)
         cut = depth == self._cut()
         if cut:
-            inner = math.prod(self.length(a) for op in self.folds if op.dst.name in self.blocked for a in self.outer[depth + 1 :] if a in _reduced(op))
+            inner = math.prod(
+                self.length(a) for op in self.folds if op.dst.name in self.blocked for a in self.outer[depth + 1 :] if a in _reduced(op)
+            )
             block = max(1, BLOCK // max(1, inner))
             first, end = p.helper(f"{axis}_block"), p.helper(f"{axis}_end")
             yield f"{indent}for (i64 {first} = {start}; {first} < {stop}; {first} += {block}) {{"
@@ -701,6 +840,13 @@ class _NestPrinter:
                 else:
                     term = f"{p.ref(op.lhs)} * {p.ref(op.rhs)}"
                 yield f"{indent}{self.target(op)} = {p.combined(_reduction(op), self.target(op), term)};"
+            elif isinstance(op, ir.Store) and op in self.crossed:
+                yield f"{indent}{self.in_tile(op)} = {p.ref(op.src)};"
+            elif isinstance(op, ir.Load) and op in self.crossed:
+                p.here.add(op.dst.name)
+                yield f"{indent}const {REGISTER[op.dst.dtype]} {p.local(op.dst)} = {self.in_tile(op)}{' != 0' if op.dst.dtype == 'bool' else ''};"
+                if op.dst.name in self.nest.kept:
+                    yield f"{indent}{p.element(op.dst)} = {p.local(op.dst)};"
             elif self._depth(op) == deepest:
                 yield from (indent + line for line in p.operation(op, self.nest.kept))
 
@@ -712,6 +858,11 @@ class _NestPrinter:
         if op.dst.name in self.blocked and self.lane in op.dst.axes:
             return p.element(op.dst).replace(p.c(op.dst.name), self.part(op), 1)
         return self.total(op)
+
+
+def _less(stop: str, start: str) -> str:
+    """How many elements lie between, as text."""
+    return stop if start == "0" else stop[len(start) + 3 :] if stop.startswith(f"{start} + ") else f"{stop} - {start}"
 
 
 def _reduced(op: ir.Fold | ir.Dot) -> tuple[str, ...]:

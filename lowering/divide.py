@@ -14,13 +14,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+from lowering.normalize import extents
 from lowering.plan import Plan
 from lowering.proofs import proved
-from lowering.ragged import masked
+from lowering.ragged import constant, masked
 from lowering.state import Allocation, Part, Repeat, State, contiguous, leaves, repeats
 from lowering.steps import StepProgram, Surroundings, step_program
 from lowering.tiling import identity
 from tdsl.affine import Bound, enclosure, linear
+from tdsl.dtypes import dtype_of, written
 from tdsl.errors import Unsupported
 from tdsl.ir import (
     REDUCTION_OF,
@@ -52,9 +54,22 @@ def divide(state: State, normalize: Stage) -> State:
     looped = {s.target.tensor for node in state.program.body if isinstance(node, Loop) for s in statements((node,))}
     # What steps add to is kept in the dtype that they compute in.
     sums = {t: DTYPES[state.dtypes[t]].compute for t in looped - outside if DTYPES[state.dtypes[t]].kind == "float"}
-    state = replace(state, stored={**state.stored, **sums})
+    state = _typed(replace(state, stored={**state.stored, **sums}))
     parts, _ = _Division(state, normalize).parts(state.program.body, (), frozenset(state.program.inputs))
     return merged(replace(state, parts=tuple(parts)))
+
+
+def _typed(state: State) -> State:
+    """Shapes and dtypes of the versions that came after inference: copies, and sums that are added to an older version."""
+    shapes, dtypes = dict(state.shapes), dict(state.dtypes)
+    assert state.inferred is not None
+    for s in (node for node in state.program.body if isinstance(node, Statement)):
+        if s.target.tensor not in shapes and constant(s):
+            size = extents(s)
+            shapes[s.target.tensor] = tuple(size[e.name] for e in s.target.subscripts if isinstance(e, Index))
+            ranks = {t: -1 if t in state.inferred.weak else len(shape) for t, shape in shapes.items()}
+            dtypes[s.target.tensor] = written(s.op, dtype_of(s.value, dtypes, ranks), None)
+    return replace(state, shapes=shapes, dtypes=dtypes)
 
 
 class _Division:

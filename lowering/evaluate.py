@@ -44,6 +44,7 @@ class Memory:
 
     numbers: those that are Python numbers; by_value: whether they are passed as such (as float32) or through memory.
     updated: those that more than one statement writes. stored: dtypes in memory, where they are not those that promotion uses.
+    compares: whether the program compares quotients: then every kernel divides the same way, so that equal ones are equal.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -53,6 +54,7 @@ class Memory:
     by_value: bool = True
     updated: frozenset[str] = frozenset()
     stored: Mapping[str, str] = field(default_factory=dict)
+    compares: bool = False
 
     def storage(self, tensor: str) -> str:
         """The dtype that a tensor has in memory."""
@@ -76,6 +78,7 @@ class Evaluator:
         self.plan = kernel
         self.schedule = schedule
         self.memory = memory
+        self.double = "float64" in memory.dtypes.values()
         self.exact = exact
         self.axes = tuple(self._axis(indices, tile) for indices, tile in schedule.axes)
         self.axis_of = {name: axis for axis in self.axes for name, _ in axis.indices}
@@ -100,7 +103,8 @@ class Evaluator:
         sizes = tuple((i, self.plan.extents[i]) for i in indices)
         extent = math.prod(n for _, n in sizes)
         role = "grid" if indices[0] in self.plan.grid else "loop"
-        if (self.exact or role == "loop") and tile >= extent:
+        walked = role == "loop" and tile == 1 and indices[0] in self.plan.stream  # number by number, even if there is only one
+        if (self.exact or (role == "loop" and not walked)) and tile >= extent:
             role, tile = "whole", (extent if self.exact else tile)
         return ir.Axis("_".join(indices), sizes, tile, role, not self.exact and (extent == 0 or extent % tile != 0))
 
@@ -190,6 +194,10 @@ class Evaluator:
     def type_of(self, v: ir.Operand) -> Typed:
         return self.typed[v.name] if isinstance(v, ir.Value) else dtype_of(Const(v), {}, {})
 
+    def compute(self, typed: Typed) -> str:
+        """The dtype that arithmetic runs in; what is made of numbers and indices alone keeps its digits where float64 tensors need them."""
+        return "float64" if self.double and typed == ("float32", WEAK) else DTYPES[typed[0]].compute
+
     def call(self, op: str, args: list[ir.Operand]) -> ir.Operand:
         """One scalar function on tiles: arguments cast to the dtype it runs in."""
         row = OPS[op]
@@ -204,7 +212,7 @@ class Evaluator:
             common = ("float32", common[1])
         if op in DTYPES:
             return self.cast_to(self.as_value(args[0]), op, (op, common[1]))
-        compute = "bool" if op in ("and", "or", "not") else DTYPES[common[0]].compute
+        compute = "bool" if op in ("and", "or", "not") else self.compute(common)
         if compute == "bool" and op in ("add", "mul", "sub", "neg", "maximum", "minimum", "abs", "sign", "max", "min"):
             compute = "int64"
         bounds = self._bounds(op, args) if compute == "int64" else None
@@ -239,7 +247,7 @@ class Evaluator:
 
     def _reciprocal(self, a: ir.Operand, b: ir.Operand) -> bool:
         """Whether to divide once and multiply often: the divisor varies less than what it divides."""
-        if self.exact or not (isinstance(a, ir.Value) and isinstance(b, ir.Value)):
+        if self.exact or self.memory.compares or not (isinstance(a, ir.Value) and isinstance(b, ir.Value)):
             return False
         return len(b.axes) < len(a.axes) or self.level[b.name] < self.level[a.name]
 
@@ -263,7 +271,7 @@ class Evaluator:
 
     def full(self, fill: float | int | bool, typed: Typed, axes: tuple[str, ...] = (), dtype: str | None = None) -> ir.Value:
         """A tile of one number."""
-        dtype = dtype or DTYPES[typed[0]].compute
+        dtype = dtype or self.compute(typed)
         value, new = self.make(("full", type(fill), str(fill), axes, dtype), "number", axes, typed, dtype, 0)
         if new:
             self.emit(value, ir.Full(value, fill))

@@ -305,7 +305,9 @@ class _Builder:
             if isinstance(item, _Step):
                 yield Walk(item.loop, tuple(self.finished(item.inside)))
             elif isinstance(item, _Draft):
-                made = [op for name, op in self.definitions.items() if item in self.need.get(name, ()) and self.home.get(name, item) is item]
+                made = [
+                    op for name, op in self.definitions.items() if item in self.need.get(name, ()) and self.home.get(name, item) is item
+                ]
                 body = sorted([*made, *item.roots], key=lambda op: self.order[id(op)])
                 yield Nest(item.axes, tuple(body), frozenset(item.kept))
             else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from lowering.indirect import direct
 from tdsl.errors import Unsupported
@@ -40,12 +40,12 @@ from tdsl.simplify import drop_dead, factors, product, simplify_expr
 CHEAP = 3.0
 
 
-def normalize(program: Program, dtypes: Mapping[str, str], *, fuses: bool, programs: int = 0) -> tuple[Program, frozenset[str]]:
+def normalize(program: Program, dtypes: Mapping[str, str], *, fuses: bool, split: Split | None = None) -> tuple[Program, frozenset[str]]:
     """`program` (flat, resolved) with loops from zero, products of many factors in the cheapest pairwise order, and
     elementwise producers inside their consumers.
 
     fuses: whether the executor keeps chains of operations in registers; one that does not (whole tensors on a CPU)
-    recomputes a producer only where it has a single use. programs: how many programs fill the chip; 0: nothing is split.
+    recomputes a producer only where it has a single use. split: when long reductions get partial results; None: never.
     Returns the program and the tensors of partial results, which must not be joined with what sums them up.
     Raises Unsupported for ordered and ragged loops.
     """
@@ -53,7 +53,7 @@ def normalize(program: Program, dtypes: Mapping[str, str], *, fuses: bool, progr
     body = tuple(statements(direct(replace(program, body=body)).body))
     program = replace(program, body=tuple(part for s in body for part in contraction_order(s, body)))
     program = drop_dead(inline(program, fuses=fuses))
-    return split_reductions(program, programs) if programs else (program, frozenset())
+    return split_reductions(program, split) if split else (program, frozenset())
 
 
 def checked(program: Program) -> tuple[Statement, ...]:
@@ -252,14 +252,23 @@ def _inlined(expr: Expr, definitions: Mapping[str, Statement]) -> Expr:
 # ---------------------------------------------------------------------------------------------------------------------
 # Splitting
 
-# Terms that one program should at least reduce, of one index or of the last of several; results that one program makes where the reduced index is not the contiguous one.
-SPLIT_TERMS = 512
-SPLIT_WORK = 16384  # elements of one program: fewer are done before another kernel would start
-SPLIT_LAST = 32
-SPLIT_WIDTH = 64
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """When long reductions are split. programs: how many fill the chip. terms: of one index that a program should at least reduce;
+    last: of the last of several. width: results that one program makes where the reduced index is not the contiguous one.
+    work: elements below which nothing is split: they are done before another kernel would start. part: elements that a part
+    should at least read."""
+
+    programs: int
+    terms: int = 512
+    last: int = 32
+    width: int = 64
+    work: int = 16384
+    part: int = 1
 
 
-def split_reductions(program: Program, programs: int) -> tuple[Program, frozenset[str]]:
+def split_reductions(program: Program, split: Split) -> tuple[Program, frozenset[str]]:
     """A long reduction with few results gets partial results over parts of its longest index, and a small sum of those:
 
         s += x[k]     -->   s.part[p] += x[p*C+c];  s += s.part[p]
@@ -274,8 +283,8 @@ def split_reductions(program: Program, programs: int) -> tuple[Program, frozense
     pending = list(reversed(list(statements(program.body))))
     while pending:
         s = pending.pop()
-        parts = _parts(s, programs)
-        two = _kept_index(s, taken) if parts else None
+        parts = _parts(s, split)
+        two = _kept_index(s, split, taken) if parts else None
         if two is None and parts > 1:
             two = _split(s, parts, taken)
         if two is None:
@@ -288,11 +297,11 @@ def split_reductions(program: Program, programs: int) -> tuple[Program, frozense
     return replace(program, body=tuple(body)), frozenset(apart)
 
 
-def _kept_index(s: Statement, taken: set[str]) -> tuple[Statement, Statement] | None:
+def _kept_index(s: Statement, split: Split, taken: set[str]) -> tuple[Statement, Statement] | None:
     """`t += f(i,j)` --> `t.part[i] += f(i,j);  t += t.part[i]`, where the last index alone is long enough to be summed."""
     size = extents(s)
     *kept, last = s.reduced
-    if not kept or size[last] < SPLIT_LAST or math.prod(size[i] for i in kept) < 2:
+    if not kept or size[last] < split.last or math.prod(size[i] for i in kept) < 2:
         return None
     name = fresh_name(f"{s.target.tensor}.part", taken)
     taken.add(name)
@@ -300,7 +309,7 @@ def _kept_index(s: Statement, taken: set[str]) -> tuple[Statement, Statement] | 
     return replace(s, target=target), replace(s, ranges=tuple(r for r in s.ranges if r.index != last), value=target)
 
 
-def _parts(s: Statement, programs: int) -> int:
+def _parts(s: Statement, split: Split) -> int:
     """How many parts of its longest index keep the chip busy; 0 where the statement does so already or is short."""
     if not s.reduced or not all(isinstance(i, Index) for i in s.target.subscripts):
         return 0
@@ -309,11 +318,13 @@ def _parts(s: Statement, programs: int) -> int:
     index = max(s.reduced, key=lambda i: size[i])
     longest = size[index]
     last = {a.subscripts[-1] for e in (s.value,) for a in walk(e) if isinstance(a, Access) and len(a.subscripts) > 1}
-    width = 1 if Index(index) in last else SPLIT_WIDTH
+    width = 1 if Index(index) in last else split.width
     busy = -(-results // width)
-    if results == 0 or busy * 2 > programs or width * math.prod(size[i] for i in s.reduced) < SPLIT_WORK:
+    read = min(results, width) * math.prod(size[i] for i in s.reduced)
+    if results == 0 or busy * 2 > split.programs or read < split.work:
         return 0
-    return max(1, min(programs // busy, longest // SPLIT_TERMS))
+    most = min(split.programs // busy, longest // split.terms, read // split.part)
+    return max(1, next((n for n in range(most, most // 2, -1) if longest % n == 0), most))  # even parts need no masks
 
 
 def _split(s: Statement, parts: int, taken: set[str]) -> tuple[Statement, Statement]:

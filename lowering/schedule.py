@@ -43,13 +43,20 @@ def default_schedule(kernel: KernelPlan, strides: Mapping[str, tuple[int, ...]],
     if target.backend == "cpu":
         return _whole(kernel)
     linked = any(set(kernel.stream) & set(free_indices(s.target)) for s in kernel.statements)
-    if linked and any(contraction(s) for s in kernel.statements):
+    if linked and any(contraction(s) for s in kernel.statements) and not _batched_stream(kernel):
         return _streamed(kernel, dtypes, target)
     for s in kernel.statements:
         found = contraction(s)
         if found is not None and uses_dot(found, kernel, dtypes, s.target.tensor):
             return _contraction(kernel, found, strides, dtypes, target)
     return _general(kernel, strides, target)
+
+
+def _batched_stream(kernel: KernelPlan) -> bool:
+    """Whether the stream walks batches of contractions whose rows and columns are both on the grid: a matrix at a time."""
+    along, grid = set(kernel.stream), set(kernel.grid)
+    found = [c for c in (contraction(s) for s in kernel.statements) if c is not None]
+    return all(along <= set(c.batch) and {*c.m, *c.n} <= grid for c in found)
 
 
 def uses_dot(found: Contraction, kernel: KernelPlan, dtypes: Mapping[str, str], target: str) -> bool:
@@ -133,7 +140,8 @@ def _contraction(
             extent = math.prod(size[i] for i in other.k)
             inner.append((other.k, min(tile_k, max(DOT_MIN, power_of_two(extent)))))
             rest -= set(other.k)
-    inner += [((i,), min(16, power_of_two(size[i]))) for i in sorted(rest)]
+    walked = {i for x in found for i in x.batch}
+    inner += [((i,), 1 if i in walked else min(16, power_of_two(size[i]))) for i in sorted(rest)]
     return Schedule((*batch, *groups, *inner), warps, stages, group=8)
 
 

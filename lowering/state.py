@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from lowering import tile_ir
+from lowering.cpp_source import CppKernel
 from lowering.kernel_source import KernelSource
 from lowering.plan import Plan
 from lowering.ragged import Limits
@@ -30,13 +31,17 @@ class Allocation:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One kernel, ready to print. direct: tensors that torch code defines whole. integers: the Triton kernel's sizes and strides."""
+    """One kernel, ready to print. direct: tensors that torch code defines whole. integers: the Triton kernel's sizes and strides.
+
+    cpp: the kernel as C++, where it is that.
+    """
 
     tile: tile_ir.Kernel
     allocate: tuple[Allocation, ...]
     direct: frozenset[str]
     source: KernelSource | None = None
     integers: Mapping[str, int] = field(default_factory=dict)
+    cpp: CppKernel | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,7 @@ class State:
 
     parts: of a program with ordered loops, in the order in which they run; plan and steps hold the kernels of all of them, each
     once. placed: targets whose memory exists before the part. limits: the most that ranges which depend on tensors are.
+    cpp_from: points of a statement from which a CPU's kernels are C++, None: never; cpp: whether these are.
     """
 
     program: Program
@@ -97,6 +103,8 @@ class State:
     parts: tuple[Part | Repeat, ...] = ()
     placed: frozenset[str] = frozenset()
     limits: Limits = field(default_factory=dict)
+    cpp_from: int | None = None
+    cpp: bool = False
 
 
 def leaves(parts: tuple[Part | Repeat, ...]) -> Iterator[Part]:

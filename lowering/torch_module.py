@@ -24,7 +24,9 @@ class _Module:
         self.state = state
         self.parts = state.parts or (Part(state),)
         self.steps = [step for part in leaves(self.parts) for step in part.state.steps]
-        self.taken = {"torch", "math", "run", *keyword.kwlist} | {s.tile.name for s in self.steps}
+        self.taken = {"torch", "math", "run", *keyword.kwlist} | {
+            name for s in self.steps for name in (s.tile.name, f"{s.tile.name}_integers")
+        }
         self.names: dict[str, str] = {}
         self.kept = {*state.program.inputs, *state.program.results}
 
@@ -44,7 +46,7 @@ class _Module:
             results.append(f"{self.name(tensor)}.clone()" if copied else self.name(tensor))
             seen.add(tensor)
         lines.append(f"    return ({''.join(r + ', ' for r in results)})")
-        kernels = [torch_source(step.tile, step.direct) for step in self.steps]
+        kernels = [torch_source(step.tile, step.direct) for step in self.steps if step.cpp is None]
         return "\n\n".join(["import math\n\nimport torch", *kernels, "\n".join(lines)]) + "\n"
 
     def name(self, tensor: str) -> str:
@@ -87,6 +89,11 @@ class _Module:
         for a in step.allocate:
             if a.tensor not in step.direct:
                 yield indent + self.allocation(a)
+        if step.cpp is not None:
+            values = [self.name(b.tensor) if b.number else f"{self.name(b.tensor)}.data_ptr()" for b in step.cpp.buffers]
+            threads = "torch.get_num_threads()" if step.cpp.parallel else "1"
+            yield f"{indent}{step.tile.name}({', '.join([*values, f'{step.tile.name}_integers', threads])})"
+            return
         call = f"{step.tile.name}({', '.join(self.name(b.tensor) for b in parameters(step.tile, step.direct))})"
         results = [self.name(b.tensor) for b in step.tile.buffers if b.tensor in step.direct]
         yield f"{indent}{', '.join(results) + ' = ' if results else ''}{call}"

@@ -24,7 +24,7 @@ from tdsl.swap import gradient
 from tdsl.tangent import tangent
 from tdsl.text import parse
 
-KINDS = ("program", "gradient", "plan", "triton", "ttir", "ttgir", "llir", "ptx", "amdgcn", "sass", "torch", "mlir")
+KINDS = ("program", "gradient", "plan", "triton", "ttir", "ttgir", "llir", "ptx", "amdgcn", "sass", "torch", "c++", "mlir")
 
 
 class Function:
@@ -89,7 +89,7 @@ class Function:
 
     def _differentiable(self, wrt: tuple[str, ...], args: Sequence[Any]) -> Differentiable | None:
         """What runs a call that is recorded; None where no argument that asks for a gradient can have one."""
-        fuses = self._executor.backend_for(next(a.device for a in args if isinstance(a, torch.Tensor))) == "triton"
+        fuses = self._executor.fuses(next(a.device for a in args if isinstance(a, torch.Tensor)))
         key = (wrt, fuses)
         if key not in self._training:
             possible = set(gradient_inputs(self._program))
@@ -179,7 +179,9 @@ class Function:
         if kind not in KINDS:
             raise ArgumentError(f"no stage is called {kind!r}", help=f"kinds: {', '.join(KINDS)}")
         if kind == "torch":
-            return self.lower(*args, target="cpu").text
+            return self._executor.lower(layout(self._program, args, self._executor.integers), "cpu", cpp=None).text
+        if kind == "c++":
+            return self._cpp(args)
         state = self.lower(*args, target=_gpu(target or self.target_for(args)))
         if kind == "plan":
             return str(self.plan(*args, target=target))
@@ -188,6 +190,13 @@ class Function:
         from lowering.report import machine_text
 
         return machine_text(state, kind)
+
+    def _cpp(self, args: Sequence[Any]) -> str:
+        """The C++ of the kernels that are C++ on a CPU, whatever the sizes, and the code that calls them."""
+        from lowering.cpp_source import cpp_module
+
+        state = self._executor.lower(layout(self._program, args, self._executor.integers), "cpu", cpp=0)
+        return cpp_module([step.cpp for step in state.steps if step.cpp is not None]) + "\n/*\n" + state.text + "*/\n"
 
     def check(self, *args: Any, target: str | None = None, gradient: bool = False) -> Any:
         """The static report of the machine code of every kernel; with gradient=True those of the gradient too. No GPU is needed."""

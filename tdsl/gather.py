@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from tdsl.affine import Affine, Bound, Ranges, enclosure, linear
+from tdsl.affine import Affine, Bound, Ranges, enclosure, is_injective, linear
 from tdsl.expand import witness
 from tdsl.extents import Sizes, as_expr, loop_ranges, symbolic_ranges
 from tdsl.ir import (
@@ -77,10 +77,11 @@ _FINITE = frozenset(
 ZERO = Const(0)
 
 
-def gather_form(program: Program, only: Collection[str] | None = None) -> Program:
+def gather_form(program: Program, only: Collection[str] | None = None, *, colliding: bool = False) -> Program:
     """`program` with every `+=` onto affine subscripts of a tensor of known size rewritten so that its subscripts are plain.
 
-    only: the targets whose statements may change (None: all).
+    only: the targets whose statements may change (None: all). colliding: only statements that add several terms to one element,
+    as far as the text shows.
 
     Source of the method: the change of variables of polyhedral compilers (Feautrier, "Some efficient solutions to the affine
     scheduling problem", 1992), with the divisibility condition of non-unimodular maps.
@@ -94,7 +95,8 @@ def gather_form(program: Program, only: Collection[str] | None = None) -> Progra
             sizes.note(node)
             body.append(_in_loop(node, sizes, {}, frozenset(), taken, wanted))
         else:
-            body += gathered(node, sizes, taken) if node.target.tensor in wanted else [node]
+            collides = not colliding or not is_injective([sizes.linear(e) for e in node.target.subscripts], symbolic_ranges(node, sizes))
+            body += gathered(node, sizes, taken) if node.target.tensor in wanted and collides else [node]
             sizes.note(node)
     return replace(program, body=_without_fills(tuple(body), sizes))
 

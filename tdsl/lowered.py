@@ -71,7 +71,7 @@ def lowered(function: Runnable, args: Sequence[Any], target: str | None, *, grad
     if not wrt:
         raise ArgumentError(f"{program.name} has no float tensor among its arguments, so it has no gradient")
     assert forward.state.plan is not None
-    parts = cut(program, wrt, fuses=target != "cpu", recomputed=forward.state.plan.recomputed)
+    parts = cut(program, wrt, fuses=target != "cpu" or executor.fuses(None), recomputed=forward.state.plan.recomputed)
     saving = forward
     if parts.saved:
         trainer = Executor(program, executor.backend, flat=parts.forward, saved=frozenset(parts.saved), schedules=executor.schedules)

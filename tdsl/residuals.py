@@ -68,9 +68,9 @@ def cut(program: Program, wrt: Sequence[str], *, fuses: bool, recomputed: frozen
     body = tuple(node for node in whole.body if not any(s.target.tensor in keep for s in statements((node,))))
     params = tuple(_param(name, first[name]) for name in (*kept, *saved))
     forward = replace(flat, outputs=(*flat.outputs, *(Output(name) for name in saved)))
-    return Cut(
-        drop_dead(distribute(gather_form(forward))), drop_dead(replace(whole, name=f"{program.name}_bwd", params=(*whole.params, *params), body=body)), saved, kept
-    )
+    before = drop_dead(distribute(gather_form(forward, colliding=True)))
+    after = drop_dead(replace(whole, name=f"{program.name}_bwd", params=(*whole.params, *params), body=body))
+    return Cut(before, after, saved, kept)
 
 
 def _worth_saving(s: Statement, fuses: bool) -> bool:

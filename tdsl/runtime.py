@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import linecache
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from lowering.compiler import Observer, compile_program
+from lowering.cpp_launch import compiler, functions
 from lowering.ragged import Limits
 from lowering.schedule import Schedule
 from lowering.state import Allocation, Part, Repeat, State
@@ -40,7 +41,7 @@ Outputs = tuple[torch.Tensor, ...]
 
 def flatten(program: Program) -> Program:
     """The form that the compiler takes: no inner reductions, one name per version, plain targets, short ordered loops."""
-    return simplify(distribute(gather_form(ssa(expand(program)))))
+    return simplify(distribute(gather_form(ssa(expand(program)), colliding=True)))
 
 
 _Extent = tuple[Expr, tuple[tuple[str, int | Expr, int | Expr], ...]]  # how long a range is, and the ranges of the indices in that
@@ -190,8 +191,22 @@ class Executor:
             return self.backend
         return "torch" if device is None or device.type == "cpu" else "triton"
 
-    def lower(self, found: Layout, target: str, observer: Observer | None = None, limits: Limits = _NO_LIMITS) -> State:
-        """The compiler's result for arguments of a layout. limits: the most that ranges which depend on tensors are."""
+    def fuses(self, device: torch.device | None) -> bool:
+        """Whether elementwise work is nearly free there: in Triton's kernels and in C++, not in torch code."""
+        return self.backend_for(device) == "triton" or (self.backend_for(device) == "torch" and cpp_from() is not None)
+
+    def lower(
+        self,
+        found: Layout,
+        target: str,
+        observer: Observer | None = None,
+        limits: Limits = _NO_LIMITS,
+        cpp: int | Literal["auto"] | None = "auto",
+    ) -> State:
+        """The compiler's result for arguments of a layout. limits: the most that ranges which depend on tensors are.
+
+        cpp: points of a statement from which a CPU's kernels are C++, None for torch code alone; by default what the settings say.
+        """
         in_memory = {}
         specs = dict(found.specs)
         for name, logical in self.stored.items():
@@ -211,6 +226,7 @@ class Executor:
             saved=self.saved,
             results=results,
             limits=limits,
+            cpp_from=cpp_from() if cpp == "auto" else cpp,
             observer=observer,
             input_precision="tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
         )
@@ -267,12 +283,23 @@ def target_of(device: torch.device) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 # Callables
 
+# Points of the largest statement from which C++ pays: below, torch code takes tens of microseconds and compiling half a second.
+CPP_FROM = 1 << 15
+
+
+def cpp_from() -> int | None:
+    """From how many points of a statement on CPU tensors run C++; None: never."""
+    if config.cpu == "torch" or compiler() is None:
+        return None
+    return 0 if config.cpu == "c++" else CPP_FROM
+
 
 def torch_callable(state: State) -> Callable[[Sequence[Any]], Outputs]:
     """The torch module of a program, loaded; it is registered with linecache, so that a traceback shows its lines."""
     name = f"<tdsl {state.program.name} torch {abs(hash(state.text)):x}>"
     linecache.cache[name] = (len(state.text), None, state.text.splitlines(keepends=True), name)
-    namespace: dict[str, Any] = {}
+    kernels = [step.cpp for step in state.steps if step.cpp is not None]
+    namespace: dict[str, Any] = functions(kernels) if kernels else {}
     exec(compile(state.text, name, "exec"), namespace)
     run = namespace["run"]
 

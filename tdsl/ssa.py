@@ -97,10 +97,13 @@ class _Renamer:
         if self.current[name] in self.program.inputs:
             return False
         for node in reversed(self.program.body[: position + 1]):
+            writes = any(t.target.tensor == name for t in statements((node,)))
+            if isinstance(node, Loop) and writes:
+                return True  # what it reads of its own target, it reads before
             if any(a.tensor == name for a in reads(node)):
                 return False
-            if node is not self.program.body[position] and any(t.target.tensor == name for t in statements((node,))):
-                return isinstance(node, Statement)
+            if node is not self.program.body[position] and writes:
+                return True
         return False
 
     def _statement(self, s: Statement, position: int) -> None:
@@ -158,7 +161,11 @@ class _Renamer:
         to = {old: name}
         fill = self.fills.get(old)  # the output itself has the signature's size without it
         self.out = [
-            node if isinstance(node, Loop) or node.target.tensor != old else replace(node, target=rename_target(node.target, to))
+            _rename_loop(node, to)
+            if isinstance(node, Loop)
+            else node
+            if node.target.tensor != old
+            else replace(node, target=rename_target(node.target, to))
             for node in self.out
             if node is not fill
         ]

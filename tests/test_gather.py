@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 
+import tdsl
 from tdsl import reference
 from tdsl.gather import gather_form
 from tdsl.ir import Index, Program, statements
 from tdsl.swap import gradient
 from tdsl.text import parse
 from tdsl.verify import verify
+from tests.corpus import CORPUS
 
 
 def inputs_of(program: Program, shapes: dict[str, tuple[int, ...] | int], seed: int = 0) -> dict[str, np.ndarray | int]:
@@ -228,3 +230,20 @@ def test_printed() -> None:
     assert "for u, k in 0:2:  x.grad[u] += Y.grad[k+2*u]" in str(
         gradient(parse("def up(x[n]) -> Y[2*n]: for i in 0:2*size(x,0): Y[i] = x[i//2]"))
     )
+
+
+def test_pads_that_numbers_make_needless() -> None:
+    """The gradient of grouped heads pads where n may not divide their number; where it does, kernels read plainly."""
+    f = tdsl.function(CORPUS["attention_grouped"].text)
+    assert "O.grad[pad(k+u*n),i,e]" in str(f.grad("V").program)
+    shapes = ("fp32[8,16,16]", "fp32[4,16,16]", "fp32[4,16,16]", 2, "fp32[8,16,16]")
+    assert "pad" not in str(f.grad("V").plan(*shapes, target="cuda:90"))
+
+
+def test_no_atomics() -> None:
+    """The kernels of a strided, dilated convolution's gradients store; only a true scatter adds."""
+    f = tdsl.function("Y[n,o,x] += X[n,c,pad(2*x+3*r-1,1,1)] * W[o,c,r]")
+    shapes = ("fp32[2,3,17]", "fp32[4,3,3]", "fp32[2,4,6]")
+    assert "atomic" not in f.grad().emit("triton", *shapes)
+    scatter = tdsl.function("def f(p[n], x[n], N) -> Y[N]: Y[p[i]] += x[i]")
+    assert "atomic_add" in scatter.emit("triton", "i64[9]", "fp32[9]", 5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -46,14 +47,16 @@ def prepared(name: str, order: int) -> tuple[Program, list[Any]]:
 
 @contextlib.contextmanager
 def no_torch_printer(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    from lowering import compiler
+    from lowering.torch_source import torch_source
 
     def refuse(*_: Any, **__: Any) -> str:
         raise AssertionError("the torch printer ran under backend='triton'")
 
+    users = [module for name, module in sys.modules.items() if name.startswith(("lowering", "tdsl")) and getattr(module, "torch_source", None) is torch_source]
+    assert users
     with monkeypatch.context() as m:
-        m.setattr(compiler, "torch_source", refuse)
-        m.setattr(compiler, "torch_module", refuse)
+        for module in users:
+            m.setattr(module, "torch_source", refuse)
         yield
 
 

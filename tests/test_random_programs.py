@@ -17,7 +17,6 @@ from tests.programs import arguments, check, cotangents, expected, parsed
 from tests.random_programs import random_case
 from tests.test_gradients import assert_directional
 
-
 # Each example compiles a dozen programs: `make test` tries few.
 EXAMPLES = 8 if hypothesis.settings.default.derandomize else hypothesis.settings.default.max_examples
 
