@@ -134,7 +134,8 @@ def normalize_part(state: State) -> State:
     """The same for a program of statements with constant ranges, whose names are versions."""
     on_gpu = state.target.backend != "cpu"
     narrow = frozenset(t for t, dtype in state.dtypes.items() if DTYPES[dtype].kind == "float" and DTYPES[dtype].bits == 16)
-    program, sums = wide_sums(state.program, state.shapes, narrow)
+    small = frozenset(t for t, dtype in state.dtypes.items() if on_gpu and DTYPES[dtype].bits < 32 and dtype != "bool")
+    program, sums = wide_sums(state.program, state.shapes, narrow, small)
     shapes = {**state.shapes, **{new: state.shapes[old] for new, old in sums.items()}}
     dtypes = {**state.dtypes, **{new: state.dtypes[old] for new, old in sums.items()}}
     split = Split(2 * state.target.sms) if on_gpu else CPU_SPLIT if state.cpp else None

@@ -106,7 +106,7 @@ class Evaluator:
         walked = role == "loop" and tile == 1 and indices[0] in self.plan.stream  # number by number, even if there is only one
         if (self.exact or (role == "loop" and not walked)) and tile >= extent:
             role, tile = "whole", (extent if self.exact else tile)
-        return ir.Axis("_".join(indices), sizes, tile, role, not self.exact and (extent == 0 or extent % tile != 0))
+        return ir.Axis("_".join(indices), sizes, tile, role, (not self.exact or role == "loop") and (extent == 0 or extent % tile != 0))
 
     # -- scopes and value numbering -----------------------------------------------------------------------------------
 

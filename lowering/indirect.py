@@ -39,19 +39,24 @@ def direct(program: Program) -> Program:
     return points(one_hot(program))
 
 
-def wide_sums(program: Program, shapes: Mapping[str, tuple[int, ...]], narrow: frozenset[str]) -> tuple[Program, dict[str, str]]:
+def wide_sums(
+    program: Program, shapes: Mapping[str, tuple[int, ...]], narrow: frozenset[str], small: frozenset[str] = frozenset()
+) -> tuple[Program, dict[str, str]]:
     """Sums that are collected in memory, element by element, need more digits than 16-bit tensors have:
 
         E.grad[ids[b],d] += g[b,d]   -->   E.grad.sum[ids[b],d] += g[b,d];  E.grad[n0,n1] = E.grad.sum[n0,n1]
 
-    narrow: the 16-bit tensors. Returns the program and, per new tensor, the one that it stands for.
+    narrow: the 16-bit tensors. small: tensors whose maxima and minima cannot be collected as they are, since no GPU has atomics for
+    their type. Returns the program and, per new tensor, the one that it stands for.
     """
     body = list(statements(program.body))
     counts = Counter(s.target.tensor for s in body)
-    collected = {s.target.tensor for s in body if s.op == "+=" and (counts[s.target.tensor] > 1 or not _plain(s.target))}
+    by_element = [s for s in body if counts[s.target.tensor] > 1 or not _plain(s.target)]
+    collected = {s.target.tensor for s in by_element if s.op == "+="} & narrow
+    collected |= {s.target.tensor for s in by_element if s.op in ("max=", "min=")} & small
     names: dict[str, str] = {}
     taken = {*counts, *program.inputs, *shapes}
-    for name in sorted((collected & narrow) - {*program.inputs}):
+    for name in sorted(collected - {*program.inputs}):
         names[name] = fresh_name(f"{name}.sum", taken)
         taken.add(names[name])
     if not names:

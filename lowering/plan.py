@@ -10,6 +10,7 @@ Statements join where one reads what the other computes for the same grid elemen
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -165,15 +166,20 @@ def _merge_one(
 ) -> list[list[Statement]] | None:
     """The parts after the first join that is legal and pays, or None: of a producer with its consumer, or of two that
     recompute the same."""
-    writer = {s.target.tensor: n for n, part in enumerate(parts) for s in part if s.target.tensor not in recomputed}
-    needs = [{writer[a.tensor] for s in part for a in reads(s) if a.tensor in writer} - {n} for n, part in enumerate(parts)]
+    counts = Counter(s.target.tensor for part in parts for s in part if s.target.tensor not in recomputed)
+    updated = {t for t, n in counts.items() if n > 1}
+    needs = _waits(parts, recomputed)
     before = [_ancestors(n, needs) for n in range(len(parts))]
     for c, consumer in enumerate(parts):
+        if updated & {s.target.tensor for s in consumer}:
+            continue
         shares = {s.target.tensor for s in consumer} & recomputed
         beside = [n for n in range(c) if n not in before[c] and (shares & {s.target.tensor for s in parts[n]} or _reads_same(parts[n], consumer))]
         for p in [*sorted(needs[c], reverse=True), *beside]:
             if any(p in before[x] for x in needs[c] if x != p):
                 continue  # something between them waits for the producer
+            if updated & {s.target.tensor for s in parts[p]}:
+                continue  # writes of one tensor keep their order
             if apart & {s.target.tensor for s in parts[p]} & {a.tensor for s in consumer for a in reads(s)}:
                 continue
             joined = join(parts[p], consumer, kept, recomputed)
@@ -196,6 +202,20 @@ def _reads_same(a: Sequence[Statement], b: Sequence[Statement]) -> bool:
     return bool(names[0] & names[1]) and sizes[0] == sizes[1]
 
 
+def _waits(parts: Sequence[Sequence[Statement]], recomputed: frozenset[str]) -> list[set[int]]:
+    """For each part those that it comes after: which write what it reads, or wrote before it what it updates."""
+    writers: dict[str, list[int]] = {}
+    for n, part in enumerate(parts):
+        for s in part:
+            if s.target.tensor not in recomputed:
+                writers.setdefault(s.target.tensor, []).append(n)
+    return [
+        {m for s in part for a in reads(s) for m in writers.get(a.tensor, ()) if m != n}
+        | {m for s in part for m in writers.get(s.target.tensor, ()) if m < n}
+        for n, part in enumerate(parts)
+    ]
+
+
 def _ancestors(n: int, needs: Sequence[set[int]]) -> set[int]:
     found: set[int] = set()
     pending = [n]
@@ -208,14 +228,7 @@ def _ancestors(n: int, needs: Sequence[set[int]]) -> set[int]:
 
 def _sorted(parts: list[list[Statement]], recomputed: frozenset[str]) -> list[list[Statement]]:
     """Parts in an order in which each comes after those that it reads, otherwise as they are."""
-    writers: dict[str, list[int]] = {}
-    for n, part in enumerate(parts):
-        for s in part:
-            if s.target.tensor not in recomputed:
-                writers.setdefault(s.target.tensor, []).append(n)
-    needs = [{m for s in part for a in (*reads(s), s.target) for m in writers.get(a.tensor, ()) if m != n} for n, part in enumerate(parts)]
-    for n, part in enumerate(parts):  # several statements that update one tensor keep their order
-        needs[n] -= {m for s in part for m in writers.get(s.target.tensor, ()) if m > n}
+    needs = _waits(parts, recomputed)
     order: list[int] = []
     while len(order) < len(parts):
         ready = next((n for n in range(len(parts)) if n not in order and needs[n] <= set(order)), None)

@@ -103,7 +103,8 @@ def _again(tensor: str, parts: Sequence[Sequence[Statement]], readers: Sequence[
 
 def _apart(kernel: KernelPlan, split: _Split) -> list[Statement] | None:
     """The statements of a kernel with products of plain tensors; None where it stays as it is."""
-    products = [is_library(s, split.dtypes) for s in kernel.statements]
+    ordered = _ordered(kernel.statements)
+    products = [is_library(s, split.dtypes) for s in ordered]
     if not any(products) or any(not plain(s.target) for s in kernel.statements):
         return None
     if len(products) == 1 and products[0] is not None and all(isinstance(e, Access) for e in (*products[0].lhs, *products[0].rhs)):
@@ -112,7 +113,7 @@ def _apart(kernel: KernelPlan, split: _Split) -> list[Statement] | None:
     if len({*mine}) < len(mine) or any(_bytes(s, split) > LARGEST for s in kernel.statements if s.target.tensor not in kernel.stores):
         return None
     statements: list[Statement] = []
-    for s, found in zip(kernel.statements, products, strict=True):
+    for s, found in zip(ordered, products, strict=True):
         if s.target.tensor in split.written and s.target.tensor not in kernel.stores:
             continue  # an earlier kernel has put it in memory
         if found is None:
@@ -123,6 +124,18 @@ def _apart(kernel: KernelPlan, split: _Split) -> list[Statement] | None:
             return None
         statements += changed
     return statements
+
+
+def _ordered(statements: Sequence[Statement]) -> list[Statement]:
+    """The statements of a kernel, each after those that make what it reads."""
+    pending = list(statements)
+    found: list[Statement] = []
+    while pending:
+        left = {s.target.tensor for s in pending}
+        ready = next(s for s in pending if not {a.tensor for a in reads(s)} & (left - {s.target.tensor}))
+        pending.remove(ready)
+        found.append(ready)
+    return found
 
 
 def _bytes(s: Statement, split: _Split) -> int:

@@ -8,6 +8,7 @@ reference   the loops
 from __future__ import annotations
 
 import linecache
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from tdsl.affine import evaluate, linear
 from tdsl.arguments import TORCH_DTYPES, Layout, check_callable, layout
 from tdsl.config import config
 from tdsl.distribute import distribute
-from tdsl.errors import ArgumentError
+from tdsl.errors import ArgumentError, CompileError
 from tdsl.expand import expand
 from tdsl.extents import as_expr
 from tdsl.gather import gather_form
@@ -240,7 +241,7 @@ class Executor:
             return self._reference(inferred)
         device = found.device or torch.device("cpu")
         state = self.lower(found, "cpu" if backend == "torch" else target_of(device), limits=limits)
-        run = torch_callable(state) if backend == "torch" else triton_callable(state, device)
+        run = self._on_cpu(state, found, limits) if backend == "torch" else triton_callable(state, device)
         if not inferred.checks or not (device.type == "cpu" or config.debug):
             return run
         names = self.program.inputs
@@ -250,6 +251,14 @@ class Executor:
             return run(values)
 
         return checked
+
+    def _on_cpu(self, state: State, found: Layout, limits: Limits) -> Callable[[Sequence[Any]], Outputs]:
+        """The callable of a CPU; torch code alone where the C++ compiler fails, with a warning."""
+        try:
+            return torch_callable(state)
+        except CompileError as error:
+            warnings.warn(f"{self.program.name} runs as torch code: {error}", RuntimeWarning, stacklevel=4)
+            return torch_callable(self.lower(found, "cpu", limits=limits, cpp=None))
 
     def _reference(self, inferred: Inferred) -> Callable[[Sequence[Any]], Outputs]:
         def run(args: Sequence[Any]) -> Outputs:
