@@ -12,6 +12,7 @@ from itertools import pairwise
 
 from lowering import tile_ir as ir
 from lowering.kernel_source import Arg, KernelSource
+from tdsl.errors import Unsupported
 from tdsl.ir import Call, Clamp, Const, Expr, Index, Pad, free_indices
 from tdsl.ops import DTYPES, OPERATORS, OPS, REDUCTIONS
 
@@ -272,6 +273,9 @@ class _Printer:
         mask = self.mask(op.buffer, op.subscripts, op.axes)
         address = self.address(op.buffer, op.subscripts, op.axes)
         value = self.name(op.src, op.axes)
+        if op.mode != "set" and op.buffer.dtype == "bool":
+            what = f"{op.buffer.tensor} collects booleans at computed places, and no GPU has atomics for them (triton source)"
+            raise Unsupported(what, help="collect integers: int32(..)")
         call = "tl.store" if op.mode == "set" else f"tl.atomic_{op.mode}"
         if op.mode != "set" and op.axes != op.src.axes:
             value = f"tl.broadcast_to({value}, ({', '.join(self.tile(self.kernel.axis(a)) for a in op.axes)},))"

@@ -126,8 +126,8 @@ def _part_sections(part: Part, target: str) -> list[Section]:
         Section("plan", Table(_PLAN_HEAD, _plan_rows(part))),
     ]
     if plan.choices:
-        rows = tuple((c.tensor, c.chosen, quantity(c.making, "s"), quantity(c.moving, "s"), c.reason) for c in plan.choices)
-        found.append(Section("what was weighed for each intermediate", Table(_CHOICE_HEAD, rows)))
+        weighed = tuple((c.tensor, c.chosen, quantity(c.making, "s"), quantity(c.moving, "s"), c.reason) for c in plan.choices)
+        found.append(Section("what was weighed for each intermediate", Table(_CHOICE_HEAD, weighed)))
     if part.reports:
         found.append(Section("machine code", Table(_MACHINE_HEAD, tuple(_machine_row(r) for r in part.reports))))
     if part.missing:

@@ -92,6 +92,17 @@ STRANGE: dict[str, Case] = {
     "product_of_products": Case(  # kernels that wait for each other
         "t = prod[k](prod[j](W[pad(k-1),j]) * W[k,2])", {"W": (3, 7)}
     ),
+    "walked_target": Case(  # the gradient of B: a loop over the places that are written was missing
+        """
+        def walked_target(B[m,p], x[n], y[m], z[p]) -> T[p,n], U[p,m]:
+            U[k,j] = y[j] + z[k]
+            T[k,i] max= B[pad(j-1),k] + x[i] + y[j] + z[k]
+        """,
+        {"B": (7, 3), "x": (5,), "y": (7,), "z": (3,)},
+    ),
+    "ties_of_quotients": Case(  # one kernel divided, another multiplied by the reciprocal, so that no term equalled the maximum
+        "T[k] max= sin(D[i,i]) * (y[6-j] / (1.5 + (0.1 * k) ** 2)) + x[i] + y[j] + z[k]", {"D": (5, 5), "x": (5,), "y": (7,), "z": (3,)}
+    ),
     "shift_by_scalar": Case("def shift_by_scalar(k, x[n]) -> Y[n]: Y[i] = x[pad(i-k)] + x[clamp(i+k)]", {"x": (7,)}, scalars={"k": 2}),
     "roll": Case("def roll(x[n]) -> Y[n]: Y[i] = x[(i+2) % size(x, 0)]", {"x": (7,)}),
     "unroll": Case("def unroll(x[n], y[n]) -> Y[n]: Y[(i+2) % size(x, 0)] = x[i] * y[i]", {"x": (7,), "y": (7,)}),
