@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from lowering.contraction import accesses, plain
+from lowering.cpp_schedule import only_sums
 from lowering.join import rename
 from lowering.kernel_shape import kernel_shape
 from lowering.plan import KernelPlan, Plan
@@ -79,7 +80,7 @@ def _joined(a: KernelPlan, b: KernelPlan, shapes: Mapping[str, tuple[int, ...]],
     """Both kernels in one, on the index names of `a`; None where they walk different elements or depend on each other."""
     if {*a.writes} & {*b.reads, *b.writes} or {*a.reads} & {*b.writes} or any(not plain(s.target) for s in (*a.statements, *b.statements)):
         return None
-    if {s.target.tensor for s in a.statements} & {s.target.tensor for s in b.statements} or a.stream or b.stream:
+    if {s.target.tensor for s in a.statements} & {s.target.tensor for s in b.statements}:
         return None
     if not any(math.prod(shapes[t]) >= SHARED for t in {*a.reads} & {*b.reads}):
         return None
@@ -88,7 +89,7 @@ def _joined(a: KernelPlan, b: KernelPlan, shapes: Mapping[str, tuple[int, ...]],
         return None
     statements = (*a.statements, *(rename(s, to) for s in b.statements))
     shape = kernel_shape(statements)
-    if shape is None or {*shape.grid} != {*a.grid} or shape.stream or shape.repeat:
+    if shape is None or {*shape.grid} != {*a.grid} or (shape.stream and not only_sums(statements)) or shape.repeat:
         return None
     read, writes = tuple(dict.fromkeys((*a.reads, *b.reads))), (*a.writes, *b.writes)
     moved = sum(math.prod(shapes[t]) * DTYPES[dtypes[t]].bits // 8 for t in (*read, *writes))
@@ -103,6 +104,7 @@ def _joined(a: KernelPlan, b: KernelPlan, shapes: Mapping[str, tuple[int, ...]],
         flops=a.flops + b.flops,
         bytes=moved,
         extents=extents,
+        stream=shape.stream,
         whole=shape.whole,
     )
 

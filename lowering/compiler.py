@@ -19,6 +19,7 @@ from lowering.cpp_schedule import CPU_SPLIT, PARALLEL, cpp_schedule, takes_cpp
 from lowering.cpp_source import CppKernel, cpp_source
 from lowering.divide import divide, merged, on_parts, trimmed
 from lowering.evaluate import Memory
+from lowering.fold import fold_in
 from lowering.indirect import wide_sums
 from lowering.normalize import Split, extents, normalize
 from lowering.plan import KernelPlan, Plan
@@ -193,7 +194,11 @@ def _for_cpp(state: State, plan: Plan) -> State:
     known = {**state.dtypes, **dtypes}
     stored = {t: DTYPES[known[t]].compute for t in inside if DTYPES[known[t]].kind == "float"}
     state = replace(state, shapes={**state.shapes, **shapes}, dtypes=known, stored={**state.stored, **stored})
-    return replace(state, plan=beside(plan, [takes_cpp(k, state.dtypes) for k in plan.kernels]))
+    plan = beside(plan, [takes_cpp(k, state.dtypes) for k in plan.kernels])
+    if state.chunks is None:
+        return replace(state, plan=plan)
+    plan, chunks = fold_in(plan, [takes_cpp(k, state.dtypes) for k in plan.kernels])
+    return replace(state, plan=plan, chunks=chunks)
 
 
 def tile_kernels(state: State) -> State:
@@ -220,7 +225,13 @@ def tile_kernels(state: State) -> State:
     for kernel in state.plan.kernels:
         # The first write of a tensor sets its elements; later ones go into what stands there.
         here = replace(memory, updated=frozenset(t for t in memory.updated if t in made))
+        shapes = state.shapes
+        if state.chunks and (seen := state.chunks.get(kernel.name)):
+            shapes = {t: seen.shape(t, shape) for t, shape in shapes.items()}
+            here = replace(here, shapes=shapes, strides={t: seen.strides(t, steps_) for t, steps_ in strides.items()})
         tiled, cpp = _in_cpp(kernel, state, here)
+        if tiled is None and shapes is not state.shapes:  # no C++ after all: each kernel for itself
+            return tile_kernels(plan_kernels(replace(state, chunks=None)))
         if tiled is None:
             schedule = state.schedules.get(kernel.name) or default_schedule(kernel, strides, {**state.dtypes, **state.stored}, state.target)
             tiled = replace(tile(kernel, schedule, here, exact=exact), input_precision=state.input_precision)
@@ -230,7 +241,7 @@ def tile_kernels(state: State) -> State:
             if name not in kernel.stores or name in made:
                 continue
             made.add(name)
-            whole = covers(s, state.shapes[name])
+            whole = covers(s, shapes[name])
             fill = None if whole else identity(REDUCTION_OF.get(s.op, "sum"), state.dtypes[name])
             if name in state.placed:
                 continue

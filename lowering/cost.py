@@ -60,9 +60,10 @@ class Prediction:
     terms: Mapping[str, float] = field(hash=False)
 
 
-def predict(plan: KernelPlan, kernel: ir.Kernel, target: Target) -> Prediction:
-    """The roofline of a planned kernel with its tiles."""
-    work = _Work(kernel, target)
+def predict(plan: KernelPlan, kernel: ir.Kernel, target: Target, *, compiled: bool = True) -> Prediction:
+    """The roofline of a planned kernel with its tiles. compiled: whether its operations are one piece of machine code; else each
+    is a call of its own, whose result passes through memory where the cache does not hold it."""
+    work = _Work(kernel, target, compiled)
     programs = kernel.programs
     share = 1.0 if target.backend == "cpu" or not programs else programs / (math.ceil(programs / target.sms) * target.sms)
     fills = 1.0 if target.backend == "cpu" else min(1.0, 2 * max(1, programs) / target.sms)
@@ -91,8 +92,9 @@ class _Work:
     tensor, vector: FLOPs by class of `Target.flops`, an instruction of the vector units being two.
     """
 
-    def __init__(self, kernel: ir.Kernel, target: Target):
+    def __init__(self, kernel: ir.Kernel, target: Target, compiled: bool):
         self.kernel = kernel
+        self.compiled = compiled
         self.target = target
         self.tiles = {a.name: a.tile for a in kernel.axes}
         self.counts = {a.name: -(-a.extent // max(1, a.tile)) for a in kernel.axes}
@@ -109,7 +111,7 @@ class _Work:
         written = sum(self.stored.values())
         self.compulsory = sum(self._read_once().values()) + written
         self.bytes = self._loaded() + written + self.passed
-        self.launches = max(1, self.operations) if target.backend == "cpu" else 1
+        self.launches = 1 if compiled else max(1, self.operations)
 
     # -- operations -----------------------------------------------------------------------------------------------------
 
@@ -158,7 +160,7 @@ class _Work:
 
     def _pass(self, op: ir.Elementwise | ir.Dot | ir.Fold | ir.Mask, total: int) -> None:
         """On a CPU, what an operation writes to memory and reads of other operations' results."""
-        if self.target.backend != "cpu":
+        if self.compiled:
             return
         loaded = {load.dst.name for load, _ in self.loads}
         operands = op.args if isinstance(op, ir.Elementwise) else (op.lhs, op.rhs) if isinstance(op, ir.Dot) else (op.src,)

@@ -7,7 +7,7 @@ other than that are walked one by one in parallel; inner axes are held whole, in
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from lowering.addresses import axis_step
 from lowering.contraction import accesses, contraction
@@ -15,7 +15,7 @@ from lowering.normalize import Split, cost
 from lowering.plan import KernelPlan
 from lowering.products import is_library
 from lowering.schedule import Schedule, power_of_two
-from tdsl.ir import Access, Index, Statement, expressions, free_indices, walk
+from tdsl.ir import Access, Expr, Index, Statement, children, expressions, free_indices, reads, walk
 
 Axis = tuple[str, ...]  # the indices of one, outermost first
 
@@ -33,7 +33,7 @@ PROGRAMS = 16
 # Sums along another axis than the contiguous one: how many of them side by side, two pages of a row.
 WIDTH = 512
 # Long sums are split into a fixed number of parts, so that results do not depend on the number of threads.
-CPU_SPLIT = Split(PROGRAMS, terms=16, last=64, width=WIDTH, work=1 << 17, part=1 << 16)
+CPU_SPLIT = Split(2 * PROGRAMS, terms=16, last=64, width=WIDTH, work=1 << 17, part=1 << 16, products=False)
 # Points of a statement from which threads are worth waking: some 5 us.
 PARALLEL = 1 << 15
 # A transposition's tile both ways: four cache lines.
@@ -43,6 +43,12 @@ ACROSS = 64
 def takes_cpp(kernel: KernelPlan, dtypes: Mapping[str, str]) -> bool:
     """Whether a kernel is better as C++ than as matrix products of a library with torch code around them."""
     return all(is_library(s, dtypes) is None for s in kernel.statements)
+
+
+def only_sums(statements: Sequence[Statement]) -> bool:
+    """Whether some reductions do not wait for each other: one loop serves all of them."""
+    made = {s.target.tensor for s in statements}
+    return all(s.reduced and not any(a.tensor in made for a in reads(s)) for s in statements)
 
 
 def cpp_schedule(kernel: KernelPlan, strides: Mapping[str, tuple[int, ...]]) -> Schedule:
@@ -56,7 +62,7 @@ def cpp_schedule(kernel: KernelPlan, strides: Mapping[str, tuple[int, ...]]) -> 
     tiles = {axis: max(1, length[axis]) for axis in axes}
     for axis in grid:
         tiles[axis] = 1
-    streamed = [axis for axis in axes if axis[0] in kernel.stream]
+    streamed = [axis for axis in axes if axis[0] in kernel.stream and not only_sums(kernel.statements)]
     for axis in streamed:
         if axis is not lane:
             tiles[axis] = 1
@@ -142,24 +148,18 @@ def _joins(kernel: KernelPlan, a: tuple[str, ...], b: tuple[str, ...], strides: 
     return True
 
 
-def _values(s: Statement) -> list[object]:
+def _values(s: Statement) -> list[Expr]:
     """What stands in a statement as a value, subscripts left out."""
-    found: list[object] = []
+    found: list[Expr] = []
 
-    def visit(e: object) -> None:
+    def visit(e: Expr) -> None:
         found.append(e)
         if not isinstance(e, Access):
-            for child in walk_children(e):
+            for child in children(e):
                 visit(child)
 
     visit(s.value)
     return found
-
-
-def walk_children(e: object) -> tuple[object, ...]:
-    from tdsl.ir import children
-
-    return children(e)  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

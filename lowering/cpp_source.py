@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from lowering import cpp_math
 from lowering import tile_ir as ir
 from lowering.addresses import axis_step
-from lowering.nests import Item, Nest, Nests, Walk, nests
+from lowering.factor_out import factor_out
+from lowering.merge import merge
+from lowering.nests import Item, Nest, Nests, Walk, nests, operands
 from lowering.tiling import identity
 from tdsl.errors import Unsupported
 from tdsl.ir import Call, Clamp, Const, Expr, Index, Pad, free_indices
@@ -135,7 +137,7 @@ class CppKernel:
 
 def cpp_source(kernel: ir.Kernel) -> CppKernel:
     """`extern "C" void name(buffers.., const i64* integers, int threads)`. Raises Unsupported for what stays torch code."""
-    return _Printer(kernel).run()
+    return _Printer(factor_out(merge(kernel))).run()
 
 
 def cpp_module(kernels: Sequence[CppKernel]) -> str:
@@ -372,6 +374,11 @@ class _Printer:
 
     def walk(self, item: Walk, indent: str) -> Iterator[str]:
         axis = item.loop.axis
+        long = self.long_sums(item.loop)
+        for v in long:
+            size = math.prod(self.capacity(a) for a in v.axes)
+            yield f"{indent}alignas(64) double {self.wide(v).split('[')[0]}[{size}];" if v.axes else f"{indent}double {self.wide(v)};"
+            yield f"{indent}{self.each(v)} {self.wide(v)} = 0.0;"
         if axis.scalar:
             name = self.c(axis.name)
             yield f"{indent}for (i64 {name} = 0; {name} < {self.extent(axis)}; ++{name}) {{"
@@ -383,7 +390,51 @@ class _Printer:
         self.open.add(axis.name)
         yield from self.items(item.body, indent + "    ")
         self.open.discard(axis.name)
+        for v in long:
+            yield f"{indent}    if ({self.c(axis.name)} % {BLOCK} == {BLOCK - 1}) {{ {self.moved(v)} }}"
         yield f"{indent}}}"
+        for v in long:
+            yield f"{indent}{self.each(v)} {self.at(v)} = (float)({self.wide(v)} + {self.at(v)});"
+
+    # -- float32 sums that a loop adds to step by step: every BLOCK steps they move into a sum in double
+
+    def long_sums(self, loop: ir.For) -> list[ir.Value]:
+        """The carried values that a long loop only adds to."""
+        if not loop.axis.scalar or loop.axis.extent <= 2 * BLOCK:
+            return []
+        found = []
+        for op in loop.body:
+            if not isinstance(op, ir.Assign) or op.dst.dtype != "float32":
+                continue
+            readers = [x for x in ir.operations(loop.body) if any(v.name == op.dst.name for v in operands(x, self.values))]
+            (maker,) = (
+                x for x in ir.operations(loop.body) if not isinstance(x, ir.For | ir.Store | ir.Assign) and x.dst.name == op.src.name
+            )
+            users = [x for x in ir.operations(loop.body) if any(v.name == op.src.name for v in operands(x, self.values))]
+            if (
+                readers == [maker]
+                and users == [op]
+                and isinstance(maker, ir.Elementwise)
+                and maker.op == "add"
+                and list(maker.args).count(op.dst) == 1
+            ):
+                found.append(op.dst)
+        return found
+
+    def wide(self, v: ir.Value) -> str:
+        name = self.helper(f"{v.name}_wide")
+        return f"{name}[lane]" if v.axes else name
+
+    def at(self, v: ir.Value) -> str:
+        return f"{self.c(v.name)}[lane]" if v.axes else self.c(v.name)
+
+    def each(self, v: ir.Value) -> str:
+        return f"for ({self._whole_array(v)})" if v.axes else ""
+
+    def moved(self, v: ir.Value) -> str:
+        """The sum of a block into the whole one."""
+        both = f"{self.wide(v)} += {self.at(v)}; {self.at(v)} = 0.0f;"
+        return f"{self.each(v)} {{ {both} }}" if v.axes else both
 
     def decode(self, axis: ir.Axis) -> Iterator[str]:
         """The indices of an axis that stands for several, by division, where they are used by themselves."""

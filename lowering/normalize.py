@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from lowering.indirect import direct
@@ -223,7 +223,7 @@ def inline(program: Program, *, fuses: bool) -> Program:
     body = list(statements(program.body))
     writes = Counter(s.target.tensor for s in body)
     uses = Counter(a.tensor for s in body for e in (s.value, *s.target.subscripts) for a in walk(e) if isinstance(a, Access))
-    fixed = set(program.results) | _exact(body) | _indirect(body)
+    fixed = set(program.results) | compared(body) | _indirect(body)
     definitions: dict[str, Statement] = {}
     result = []
     for s in body:
@@ -258,7 +258,7 @@ class Split:
     """When long reductions are split. programs: how many fill the chip. terms: of one index that a program should at least reduce;
     last: of the last of several. width: results that one program makes where the reduced index is not the contiguous one.
     work: elements below which nothing is split: they are done before another kernel would start. part: elements that a part
-    should at least read."""
+    should at least read. products: whether products of matrices are split too; a library does that itself."""
 
     programs: int
     terms: int = 512
@@ -266,6 +266,7 @@ class Split:
     width: int = 64
     work: int = 16384
     part: int = 1
+    products: bool = True
 
 
 def split_reductions(program: Program, split: Split) -> tuple[Program, frozenset[str]]:
@@ -314,6 +315,8 @@ def _parts(s: Statement, split: Split) -> int:
     if not s.reduced or not all(isinstance(i, Index) for i in s.target.subscripts):
         return 0
     size = extents(s)
+    if not split.products and len(groups([f for f in factors(s.value) if {*s.reduced} & {*free_indices(f)}])) > 1:
+        return 0
     results = math.prod(size[i] for i in size if i not in s.reduced)
     index = max(s.reduced, key=lambda i: size[i])
     longest = size[index]
@@ -368,7 +371,7 @@ def _at(e: Expr, index: str, whole: Expr, even: bool) -> Expr:
 # What must be stored
 
 
-def _exact(body: list[Statement]) -> set[str]:
+def compared(body: Sequence[Statement]) -> set[str]:
     """Tensors that are compared for equality: two evaluations of one formula may round differently, so these are stored."""
     return {
         a.tensor

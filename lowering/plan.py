@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from lowering.contraction import contraction, plain, statement_flops
 from lowering.join import join, rename, unify
 from lowering.kernel_shape import WHOLE_TILE, KernelShape, grid_of, kernel_shape
-from lowering.normalize import extents
+from lowering.normalize import compared, extents
 from lowering.recompute import Choice, recompute
 from lowering.targets import Target
 from tdsl.ir import Program, Range, Statement, reads, statements
@@ -93,7 +93,7 @@ def plan(
     """
     body = list(statements(program.body))
     kept = _kept(program, body)
-    recomputed, choices = recompute(body, kept | apart, shapes, dtypes, target)
+    recomputed, choices = recompute(body, kept | apart | compared(body), shapes, dtypes, target)
     while True:
         parts, failed = _form(body, recomputed)
         if failed is None:

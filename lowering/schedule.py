@@ -168,7 +168,7 @@ def _streamed(kernel: KernelPlan, dtypes: Mapping[str, str], target: Target) -> 
     whole.update({i: min(WHOLE_TILE, power_of_two(size[i])) for i in kernel.repeat})
     along = set(kernel.stream)
     chosen = _STREAM_TILES[-1]
-    most = _STREAM_REGISTERS.get(target.name, _STREAM_REGISTERS_ELSE)
+    most = _STREAM_REGISTERS.get(target.name, _STREAM_REGISTERS_ELSE) // (1 if bits <= 16 else 2)  # without tensor cores, operands are in registers too
     tiled = {*rows, *kernel.stream}
     width = sum(min(WHOLE_TILE, math.prod(size[i] for i in group)) for c in found for group in (c.m, c.n, c.k) if not tiled & set(group))
     for tile_m, tile_n, warps in _STREAM_TILES:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from lowering import tile_ir
 from lowering.cpp_source import CppKernel
+from lowering.fold import Chunks
 from lowering.kernel_source import KernelSource
 from lowering.plan import Plan
 from lowering.ragged import Limits
@@ -81,6 +82,7 @@ class State:
     parts: of a program with ordered loops, in the order in which they run; plan and steps hold the kernels of all of them, each
     once. placed: targets whose memory exists before the part. limits: the most that ranges which depend on tensors are.
     cpp_from: points of a statement from which a CPU's kernels are C++, None: never; cpp: whether these are.
+    chunks: how some kernels see their tensors; None: none may.
     """
 
     program: Program
@@ -105,6 +107,7 @@ class State:
     limits: Limits = field(default_factory=dict)
     cpp_from: int | None = None
     cpp: bool = False
+    chunks: Mapping[str, Chunks] | None = field(default_factory=dict)
 
 
 def leaves(parts: tuple[Part | Repeat, ...]) -> Iterator[Part]:

@@ -196,7 +196,8 @@ class _Tiler(Evaluator):
                     older = self._guarded(member, carries[other], 0.0)
                     self.scopes[0].locals[other + OLD] = self._times(older, member.outer, self._typed(member.statement))
                 value = self._as(self.call("mul", [value, self.eval(r.factor)]), value)
-            self.scopes[0].locals[name] = self._times(value, r.outer if not r.centred else (), self._typed(r.statement))
+            late = () if r.centred or self._empty(r.statement) else r.outer
+            self.scopes[0].locals[name] = self._times(value, late, self._typed(r.statement))
         for r in members:
             if r.centred:
                 name = r.statement.target.tensor
@@ -277,6 +278,10 @@ class _Tiler(Evaluator):
         self.typed[value.name] = self.typed[like.name]
         return value
 
+    def _empty(self, s: Statement) -> bool:
+        """Whether a statement sums nothing: then its factors, a quotient by another empty sum perhaps, count for nothing."""
+        return any(self.plan.extents[i] == 0 for i in s.reduced)
+
     def _times(self, value: ir.Value, outer: tuple[Expr, ...], typed: Typed) -> ir.Value:
         """A finished sum times the factors that do not vary along it."""
         if not outer:
@@ -353,7 +358,7 @@ class _Tiler(Evaluator):
         self.leave(loops)
         typed = (dtype, TENSOR)
         if c.outer:
-            return self._times(total, c.outer, typed)
+            return self._times(total, () if self._empty(s) else c.outer, typed)
         self.typed[total.name] = typed
         return total
 

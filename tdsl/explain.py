@@ -100,7 +100,9 @@ def _explained(part: Lowered) -> Part:
 def predictions(state: State) -> tuple[Prediction, ...]:
     """The roofline's word on each kernel of a lowered program."""
     assert state.plan is not None
-    return tuple(predict(kernel, step.tile, state.target) for kernel, step in zip(state.plan.kernels, state.steps, strict=True))
+    gpu = state.target.backend != "cpu"
+    pairs = zip(state.plan.kernels, state.steps, strict=True)
+    return tuple(predict(kernel, step.tile, state.target, compiled=gpu or step.cpp is not None) for kernel, step in pairs)
 
 
 def report_of(step: Step, state: State) -> KernelReport:

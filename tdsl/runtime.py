@@ -313,7 +313,7 @@ def torch_callable(state: State) -> Callable[[Sequence[Any]], Outputs]:
     run = namespace["run"]
     copies = any(o in state.program.inputs for o in state.program.results) or len({*state.program.results}) < len(state.program.results)
     if not copies and not state.parts and all(step.cpp is not None for step in state.steps):
-        return lambda args: run(*args)  # type: ignore[no-any-return]  # nothing that torch could record
+        return lambda args: run(*args)  # nothing that torch could record
 
     def call(args: Sequence[Any]) -> Outputs:
         with torch.no_grad():

@@ -65,7 +65,21 @@ def test_corpus(name: str) -> None:
     assert_agrees(name)
 
 
-SAMPLE = ["row_max", "product", "softmax", "layernorm", "attention_causal", "cross_entropy", "kernel_sum", "conv_strided", "blur", "gather", "scatter", "casts", "functions"]
+SAMPLE = [
+    "row_max",
+    "product",
+    "softmax",
+    "layernorm",
+    "attention_causal",
+    "cross_entropy",
+    "kernel_sum",
+    "conv_strided",
+    "blur",
+    "gather",
+    "scatter",
+    "casts",
+    "functions",
+]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
@@ -75,7 +89,9 @@ def test_float_types(name: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("memory", LAYOUTS[1:])
-@pytest.mark.parametrize("name", ["row_sum", "outer", "softmax", "layernorm_by_hand", "transpose", "conv2d", "blur", "gather", "scatter", "diagonal"])
+@pytest.mark.parametrize(
+    "name", ["row_sum", "outer", "softmax", "layernorm_by_hand", "transpose", "conv2d", "blur", "gather", "scatter", "diagonal"]
+)
 def test_memory_layouts(name: str, memory: str) -> None:
     assert_agrees(name, memory=memory)
 
@@ -198,7 +214,21 @@ def test_not_a_number_is_the_maximum() -> None:
 # The scalar functions
 
 # Units in the last place of the result; gelu and silu lose what their formulas lose in torch.
-ULPS = {"exp": 1.1, "exp2": 1.1, "expm1": 2, "log": 1, "log2": 2, "log1p": 2, "tanh": 2, "erf": 1.1, "sqrt": 0.5, "rsqrt": 1.5, "softplus": 2, "floor": 0, "ceil": 0}
+ULPS = {
+    "exp": 1.1,
+    "exp2": 1.1,
+    "expm1": 2,
+    "log": 1,
+    "log2": 2,
+    "log1p": 2,
+    "tanh": 2,
+    "erf": 1.1,
+    "sqrt": 0.5,
+    "rsqrt": 1.5,
+    "softplus": 2,
+    "floor": 0,
+    "ceil": 0,
+}
 EXACT: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "rsqrt": lambda x: 1 / np.sqrt(x),
     "softplus": lambda x: np.logaddexp(x, 0),
@@ -233,8 +263,29 @@ def samples(dtype: Any) -> np.ndarray:
     if dtype == np.float64:
         bits = random.integers(0, 2**63, MANY, dtype=np.int64).view(np.float64)
     edge = 110 if dtype == np.float32 else 750
-    special = [0.0, -0.0, np.inf, -np.inf, np.nan, 1, -1, 88.72283, 88.7229, -103.97, -104, 1e-45, -1e-45, 1e-38, 709.78, 709.79, -745.1, -746]
-    return np.concatenate([bits, random.normal(size=MANY).astype(dtype), random.uniform(-edge, edge, MANY).astype(dtype), np.array(special, dtype)])
+    special = [
+        0.0,
+        -0.0,
+        np.inf,
+        -np.inf,
+        np.nan,
+        1,
+        -1,
+        88.72283,
+        88.7229,
+        -103.97,
+        -104,
+        1e-45,
+        -1e-45,
+        1e-38,
+        709.78,
+        709.79,
+        -745.1,
+        -746,
+    ]
+    return np.concatenate(
+        [bits, random.normal(size=MANY).astype(dtype), random.uniform(-edge, edge, MANY).astype(dtype), np.array(special, dtype)]
+    )
 
 
 def ulps(actual: np.ndarray, exact: np.ndarray) -> float:
@@ -316,7 +367,12 @@ def test_threads_do_not_change_results() -> None:
         results = []
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            results.append([*function("s += x[i,j]; c[j] += x[i,j] * x[i,j]")(x), function("def f(ids[i], x[i,j]) -> Y[7,j]: Y[ids[i],j] += x[i,j]")(ids, x)])
+            results.append(
+                [
+                    *function("s += x[i,j]; c[j] += x[i,j] * x[i,j]")(x),
+                    function("def f(ids[i], x[i,j]) -> Y[7,j]: Y[ids[i],j] += x[i,j]")(ids, x),
+                ]
+            )
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
