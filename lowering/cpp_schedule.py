@@ -33,7 +33,7 @@ PROGRAMS = 16
 # Sums along another axis than the contiguous one: how many of them side by side, two pages of a row.
 WIDTH = 512
 # Long sums are split into a fixed number of parts, so that results do not depend on the number of threads.
-CPU_SPLIT = Split(2 * PROGRAMS, terms=16, last=64, width=WIDTH, work=1 << 17, part=1 << 16, products=False)
+CPU_SPLIT = Split(PROGRAMS, times=2, terms=16, last=64, width=WIDTH, work=1 << 17, part=1 << 16, products=False)
 # Points of a statement from which threads are worth waking: some 5 us.
 PARALLEL = 1 << 15
 # A transposition's tile both ways: four cache lines.
@@ -42,7 +42,7 @@ ACROSS = 64
 
 def takes_cpp(kernel: KernelPlan, dtypes: Mapping[str, str]) -> bool:
     """Whether a kernel is better as C++ than as matrix products of a library with torch code around them."""
-    return all(is_library(s, dtypes) is None for s in kernel.statements)
+    return all(is_library(s, dtypes, len(kernel.statements) == 1) is None for s in kernel.statements)
 
 
 def only_sums(statements: Sequence[Statement]) -> bool:

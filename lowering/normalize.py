@@ -255,10 +255,13 @@ def _inlined(expr: Expr, definitions: Mapping[str, Statement]) -> Expr:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """When long reductions are split. programs: how many fill the chip. terms: of one index that a program should at least reduce;
-    last: of the last of several. width: results that one program makes where the reduced index is not the contiguous one.
-    work: elements below which nothing is split: they are done before another kernel would start. part: elements that a part
-    should at least read. products: whether products of matrices are split too; a library does that itself."""
+    """When long reductions are split.
+
+    programs: how many fill the chip; a sum that has fewer than half is split into about `times` as many. terms: of one index that
+    a program should at least reduce; last: of the last of several. width: results that one program makes where the reduced index
+    is not the contiguous one. work: elements below which nothing is split: they are done before another kernel would start. part:
+    elements that a part should at least read. products: whether products of matrices are split too; a library does that itself.
+    """
 
     programs: int
     terms: int = 512
@@ -267,6 +270,7 @@ class Split:
     work: int = 16384
     part: int = 1
     products: bool = True
+    times: int = 1
 
 
 def split_reductions(program: Program, split: Split) -> tuple[Program, frozenset[str]]:
@@ -326,7 +330,7 @@ def _parts(s: Statement, split: Split) -> int:
     read = min(results, width) * math.prod(size[i] for i in s.reduced)
     if results == 0 or busy * 2 > split.programs or read < split.work:
         return 0
-    most = min(split.programs // busy, longest // split.terms, read // split.part)
+    most = min(split.times * split.programs // busy, longest // split.terms, read // split.part)
     return max(1, next((n for n in range(most, most // 2, -1) if longest % n == 0), most))  # even parts need no masks
 
 

@@ -28,14 +28,14 @@ LIBRARY_MIN = 16
 LARGEST = 1 << 27
 
 
-def is_library(s: Statement, dtypes: Mapping[str, str]) -> Contraction | None:
-    """The contraction that a statement is, if a library's product is the way to run it."""
+def is_library(s: Statement, dtypes: Mapping[str, str], alone: bool) -> Contraction | None:
+    """The contraction that a statement is, if a library's product is the way to run it. alone: in a kernel of its own."""
     found = contraction(s)
     if found is None or DTYPES[dtypes[s.target.tensor]].kind != "float":
         return None
     size = extents(s)
     sizes = [math.prod(size[i] for i in group) for group in (found.m, found.n, found.k)]
-    accesses = all(len(side) == 1 and isinstance(side[0], Access) for side in (found.lhs, found.rhs))
+    accesses = alone and all(len(side) == 1 and isinstance(side[0], Access) for side in (found.lhs, found.rhs))
     return found if accesses or min(sizes) >= LIBRARY_MIN else None
 
 
@@ -104,7 +104,7 @@ def _again(tensor: str, parts: Sequence[Sequence[Statement]], readers: Sequence[
 def _apart(kernel: KernelPlan, split: _Split) -> list[Statement] | None:
     """The statements of a kernel with products of plain tensors; None where it stays as it is."""
     ordered = _ordered(kernel.statements)
-    products = [is_library(s, split.dtypes) for s in ordered]
+    products = [is_library(s, split.dtypes, len(ordered) == 1) for s in ordered]
     if not any(products) or any(not plain(s.target) for s in kernel.statements):
         return None
     if len(products) == 1 and products[0] is not None and all(isinstance(e, Access) for e in (*products[0].lhs, *products[0].rhs)):
@@ -188,7 +188,7 @@ def _grouped(statements: Sequence[Statement], split: _Split) -> list[list[Statem
     parts: list[list[Statement]] = []
     closed = True
     for s in statements:
-        if is_library(s, split.dtypes) is not None:
+        if is_library(s, split.dtypes, False) is not None:
             parts.append([s])
             closed = True
         elif closed or kernel_shape([*parts[-1], s]) is None or {*grid_of([*parts[-1], s])} != {*grid_of(parts[-1])}:

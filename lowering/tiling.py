@@ -70,6 +70,9 @@ class _Tiler(Evaluator):
                     done |= {r.statement.target.tensor for r in now}
                 if name in self.plan.stores:
                     self.store(s, self.read(s.target))
+            elif s.reduced and self._loops_of(s):
+                if name in self.plan.stores:  # else what reads it makes it there, where its indices are walked
+                    self._store_each(s, self._loops_of(s))
             elif s.reduced:
                 value = self.read(s.target) if name in self.inside else self.reduce(s)
                 if name in self.plan.stores:
@@ -86,7 +89,11 @@ class _Tiler(Evaluator):
 
     def _store_each(self, s: Statement, loops: list[ir.Axis]) -> None:
         self.enter(loops)
-        self.store(s, self.read(s.target) if s.reduced and s.target.tensor in self.inside else self.as_value(self.eval(s.value)))
+        if s.target.tensor in self.inside:
+            value = self.read(s.target)
+        else:
+            value = self.reduce(s) if s.reduced else self.as_value(self.eval(s.value))
+        self.store(s, value)
         self.leave(loops)
 
     def store(self, s: Statement, value: ir.Value) -> None:
