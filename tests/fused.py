@@ -124,7 +124,8 @@ FUSED: dict[str, Fused] = {
     ),
     "by_hand": Fused(_by_hand("exp", "stop_gradient(M[h,i])"), _QKV, _attention(lambda s: s), 1, 2, ("S", "E")),
     "by_hand_base_2": Fused(_by_hand("exp2", "stop_gradient(M[h,i])"), _QKV, _attention(lambda s: s * math.log(2)), 1, 2, ("S", "E")),
-    "by_hand_through_the_maximum": Fused(_by_hand("exp", "M[h,i]"), _QKV, _attention(lambda s: s), 1, 2, ("S", "E")),
+    # With a gradient through the maximum the scores are compared with it, so they are made once, in memory, and never again.
+    "by_hand_through_the_maximum": Fused(_by_hand("exp", "M[h,i]"), _QKV, _attention(lambda s: s), 1, 3, ("E",)),
     "softmax_over_both_axes": Fused(
         """
         S[i,j] += A[i,k] * B[j,k]; P[i,j] = softmax[j](S[i,j]); Q[i,j] = softmax[i](S[i,j])
