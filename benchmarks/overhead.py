@@ -2,7 +2,8 @@
 
     python -m benchmarks.overhead
 
-Forward only: the inputs need no gradient. A second table shows the calls that record one.
+Forward only: the inputs need no gradient. Then the calls that record one; forward and backward together, beside the same torch
+calls in a torch.autograd.Function written by hand; and both inside torch.compile.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,26 +32,88 @@ IMPORT_LIMIT = 0.3
 SOURCE_LIMIT = 0.050
 
 
+class Fma(torch.autograd.Function):
+    """x * a + b, in the older style, which costs the host least."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(x, a)
+        return x * a + b
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, ...]:
+        x, a = ctx.saved_tensors
+        return g * a, g * x, g
+
+
+class Matmul(torch.autograd.Function):
+    """a @ b."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b)
+        return a @ b
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, ...]:
+        a, b = ctx.saved_tensors
+        return g @ b.mT, a.mT @ g
+
+
+class LinearRelu(torch.autograd.Function):
+    """relu(x @ w.mT + b)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        y = F.linear(x, w, b).relu_()
+        ctx.save_for_backward(x, w, y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, ...]:
+        x, w, y = ctx.saved_tensors
+        z = torch.where(y > 0, g, 0)
+        return z @ w, z.mT @ x, z.sum(0)
+
+
+class Softmax(torch.autograd.Function):
+    """softmax(x, -1)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = torch.softmax(x, -1)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        p = g * y
+        return p - y * p.sum(-1, keepdim=True)
+
+
 @dataclass(frozen=True, slots=True)
 class Tiny:
-    """A program on inputs of shapes `shapes`, and the same in torch."""
+    """A program on inputs of shapes `shapes`, the same in torch, and as a torch.autograd.Function."""
 
     name: str
     text: str
     shapes: tuple[tuple[int, ...], ...]
     by_hand: Callable[..., Tensor]
+    node: type[torch.autograd.Function]
 
 
 TINY = (
-    Tiny("y[i] = x[i] * a[i] + b[i]", "y[i] = x[i] * a[i] + b[i]", ((SIZE,),) * 3, lambda x, a, b: x * a + b),
-    Tiny("matmul", "Y[i,j] += A[i,k] * B[k,j]", ((SIZE, SIZE),) * 2, lambda a, b: a @ b),
+    Tiny("y[i] = x[i] * a[i] + b[i]", "y[i] = x[i] * a[i] + b[i]", ((SIZE,),) * 3, lambda x, a, b: x * a + b, Fma),
+    Tiny("matmul", "Y[i,j] += A[i,k] * B[k,j]", ((SIZE, SIZE),) * 2, lambda a, b: a @ b, Matmul),
     Tiny(
         "linear + bias + relu",
         "Z[n,o] += X[n,i] * W[o,i]\nY[n,o] = relu(Z[n,o] + b[o])",
         ((SIZE, SIZE), (SIZE, SIZE), (SIZE,)),
         lambda x, w, b: F.linear(x, w, b).relu(),
+        LinearRelu,
     ),
-    Tiny("softmax", "Y[n,c] = softmax[c](X[n,c])", ((SIZE, SIZE),), lambda x: torch.softmax(x, -1)),
+    Tiny("softmax", "Y[n,c] = softmax[c](X[n,c])", ((SIZE, SIZE),), lambda x: torch.softmax(x, -1), Softmax),
 )
 
 ATTENTION = """
@@ -79,6 +143,44 @@ def calls(requires_grad: bool) -> list[dict[str, object]]:
                 "limit": None if requires_grad else CALL_LIMIT,
                 "ok": requires_grad or ours - torchs <= CALL_LIMIT,
             }
+        )
+    return entries
+
+
+def trained(seconds: float = 1.0) -> list[dict[str, object]]:
+    """Per program: seconds of forward and backward, by tdsl and by a Function written by hand."""
+    entries = []
+    for tiny in TINY:
+        function = tdsl.function(tiny.text)
+        inputs = [torch.randn(shape, requires_grad=True) for shape in tiny.shapes]
+        cotangent = torch.randn_like(tiny.by_hand(*inputs))
+
+        def step(f: Callable[..., Tensor], inputs: list[Tensor] = inputs, g: Tensor = cotangent) -> tuple[Tensor, ...]:
+            return torch.autograd.grad(f(*inputs), inputs, g)
+
+        torch.testing.assert_close(step(function), step(tiny.node.apply))
+        ours, hand = compare(lambda f=function, s=step: s(f), lambda f=tiny.node.apply, s=step: s(f), seconds)  # type: ignore[misc]
+        what = f"{tiny.name}, forward and backward, beside a Function"
+        entries.append({"what": what, "tdsl": ours, "torch": hand, "ratio": ours / hand, "extra": ours - hand, "limit": None, "ok": True})
+    return entries
+
+
+def compiled(seconds: float = 1.0) -> list[dict[str, object]]:
+    """Per program: seconds of a call through torch.compile, of tdsl and of torch; nothing where no C++ compiler is found."""
+    entries = []
+    for tiny in TINY:
+        function = tdsl.function(tiny.text)
+        inputs = [torch.randn(shape) for shape in tiny.shapes]
+        torch._dynamo.reset()
+        try:
+            pair = [torch.compile(f, fullgraph=True) for f in (function, tiny.by_hand)]
+            torch.testing.assert_close(pair[0](*inputs), pair[1](*inputs))
+        except torch._inductor.exc.InvalidCxxCompiler:
+            return []
+        ours, torchs = compare(lambda f=pair[0], x=inputs: f(*x), lambda f=pair[1], x=inputs: f(*x), seconds)  # type: ignore[misc]
+        what = f"{tiny.name}, in torch.compile"
+        entries.append(
+            {"what": what, "tdsl": ours, "torch": torchs, "ratio": ours / torchs, "extra": ours - torchs, "limit": None, "ok": True}
         )
     return entries
 
@@ -114,7 +216,7 @@ def run(console: Console) -> list[dict[str, object]]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        entries = [*calls(requires_grad=False), *calls(requires_grad=True)]
+        entries = [*calls(requires_grad=False), *calls(requires_grad=True), *trained(), *compiled()]
     finally:
         torch.set_num_threads(threads)
     table = Table(title=f"a cached call on CPU tensors of size {SIZE}", title_justify="left")

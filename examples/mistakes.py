@@ -204,7 +204,6 @@ MISTAKES: tuple[Mistake | _SECTION, ...] = (
     Mistake(
         errors.DeviceError, "B is on meta, but A is on cpu", _MATMUL_B, 'f(torch.zeros(2, 3), torch.zeros(3, 4, device="meta"))'
     ),
-    Mistake(errors.DeviceError, "A is on meta, which has no values", "Y[i] = ⟦A[i]⟧", 'f(torch.zeros(3, device="meta"))'),
     "Statements that read what they write",
     Mistake(errors.SelfRead, "Y is read with other subscripts in the statement that writes it", "Y[i] = A[i] + 0.5 * ⟦Y[i-1]⟧"),
     Mistake(errors.SelfRead, "Y is read where it is being reduced over k", "Y[i] += ⟦Y[i]⟧ * A[i,k]"),

@@ -16,7 +16,7 @@ from lowering.cpp_schedule import only_sums
 from lowering.join import rename
 from lowering.kernel_shape import kernel_shape
 from lowering.plan import KernelPlan, Plan
-from tdsl.ir import Access, Expr, Index, Statement, fresh_name, reads
+from tdsl.ir import Access, Expr, Index, Statement, children, fresh_name, reads
 from tdsl.ops import DTYPES
 
 # Elements of a tensor from which reading it once rather than twice pays.
@@ -142,8 +142,6 @@ def _matched(mine: Access, other: Access) -> dict[str, str] | None:
             return to.setdefault(x.name, y.name) == y.name
         if type(x) is not type(y):
             return False
-        from tdsl.ir import children
-
         xs, ys = children(x), children(y)
         if len(xs) != len(ys) or (not xs and x != y) or getattr(x, "op", None) != getattr(y, "op", None):
             return False

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from lowering.contraction import accesses, contraction, plain
 from lowering.cpp_schedule import only_sums
 from lowering.plan import KernelPlan, Plan
-from tdsl.ir import Access, Call, Const, Expr, Index, Range, Statement, free_indices, fresh_name, rebuild
+from tdsl.ir import Access, Call, Const, Expr, Index, Range, Statement, free_indices, fresh_name, rebuild, substitute
 from tdsl.ops import DTYPES
 
 # Elements of a tensor from which reading it once rather than twice pays.
@@ -159,8 +159,6 @@ def _built(
 
 
 def _renamed(s: Statement, names: Mapping[str, Expr], n: str, parts: tuple[str, str], sizes: tuple[int, int]) -> Statement:
-    from tdsl.ir import substitute
-
     ranges: list[Range] = []
     for x in s.ranges:
         if x.index == n:

@@ -344,7 +344,9 @@ def _split(s: Statement, parts: int, taken: set[str]) -> tuple[Statement, Statem
     whole = Call("add", (Call("mul", (Index(p), Const(chunk))), Index(c)))
     even = parts * chunk == size[index]
     value = _at(s.value, index, whole, even)
-    if not even and not (s.op == "+=" and any(isinstance(f, Access) and index in free_indices(f) for f in factors(s.value))):
+    terms = factors(s.value)
+    zero = s.op == "+=" and any(isinstance(f, Access) and index in free_indices(f) for f in terms)
+    if not even and not (zero and all(isinstance(f, Access | Const) for f in terms)):  # beyond the end 1 / x[k] is no number
         rest = {"+=": Const(0), "*=": Const(1), "max=": Const(-math.inf), "min=": Const(math.inf)}[s.op]
         value = Call("where", (Call("lt", (whole, Const(size[index]))), value, rest))
     name = fresh_name(f"{s.target.tensor}.part", taken)

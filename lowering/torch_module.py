@@ -95,8 +95,12 @@ class _Module:
             yield f"{indent}{step.tile.name}({', '.join([*values, f'{step.tile.name}_integers', threads])})"
             return
         call = f"{step.tile.name}({', '.join(self.name(b.tensor) for b in parameters(step.tile, step.direct))})"
-        results = [self.name(b.tensor) for b in step.tile.buffers if b.tensor in step.direct]
-        yield f"{indent}{', '.join(results) + ' = ' if results else ''}{call}"
+        results = {b.tensor: self.name(b.tensor) for b in step.tile.buffers if b.tensor in step.direct}
+        yield f"{indent}{', '.join(results.values()) + ' = ' if results else ''}{call}"
+        elsewhere = {b.tensor for other in self.steps if other is not step for b in other.tile.buffers}
+        for tensor in results:
+            if tensor in elsewhere:  # other kernels are made for the strides of a contiguous tensor
+                yield f"{indent}{results[tensor]} = {results[tensor]}.contiguous()"
 
     def allocation(self, a: Allocation) -> str:
         made = "empty(" if a.fill is None else "full("

@@ -24,6 +24,40 @@ _TEXT = re.compile(r"^\s*(\w+)\s*\[([\d\s,]*)\]\s*$")
 
 
 @dataclass(frozen=True, slots=True)
+class Form:
+    """A tensor's layout without its memory, as the caches and the compiler read it. Strides are in elements."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    layout: torch.layout = torch.strided
+
+    def dim(self) -> int:
+        """The number of dimensions."""
+        return len(self.shape)
+
+    def stride(self) -> tuple[int, ...]:
+        """The strides, as a tensor's method gives them."""
+        return self.strides
+
+
+def form(arg: Any) -> Any:
+    """The Form of a tensor, and a number as it is; sizes that are symbols are what they were when they were traced."""
+    if isinstance(arg, torch.Tensor):
+        return Form(tuple(map(hint, arg.shape)), tuple(map(hint, arg.stride())), arg.dtype, arg.device, arg.layout)
+    return hint(arg)
+
+
+def hint(value: Any) -> Any:
+    """The number behind a symbol; 8 where a symbol stands for what only a run can tell."""
+    if not isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
+        return value
+    found = value.node.hint
+    return value.node.pytype(8 if found is None else found)
+
+
+@dataclass(frozen=True, slots=True)
 class Layout:
     """The arguments of one call.
 
@@ -54,10 +88,10 @@ def layout(program: Program, args: Sequence[Any], integers: frozenset[str] = fro
     strides: dict[str, tuple[int, ...]] = {}
     values: dict[str, int] = {}
     for name, arg in given.items():
-        if isinstance(arg, torch.Tensor):
+        if isinstance(arg, torch.Tensor | Form):
             specs[name] = _tensor(program, name, arg)
             strides[name] = tuple(arg.stride())
-            if name in integers and arg.dim() == 0 and arg.device.type != "meta":
+            if name in integers and arg.dim() == 0 and isinstance(arg, torch.Tensor) and not arg.is_meta:
                 values[name] = int(arg.item())
         elif type(arg) in _NUMBERS:
             specs[name] = Spec((), _NUMBERS[type(arg)], weak=True)
@@ -75,7 +109,13 @@ def layout(program: Program, args: Sequence[Any], integers: frozenset[str] = fro
 
 
 def check_callable(program: Program, args: Sequence[Any]) -> None:
-    """Raises ArgumentError or DeviceError for an argument that has no values: a call needs real tensors, as the stages do not."""
+    """Raises ArgumentError or DeviceError for an argument that has no values: a call needs real tensors, as the stages do not.
+
+    Meta tensors among themselves, or with 0-d tensors, are fine, as in torch: the outputs are meta tensors then.
+    """
+    tensors = [a for a in args if isinstance(a, torch.Tensor)]
+    if tensors and all(a.is_meta for a in [t for t in tensors if t.dim()] or tensors) and not any(isinstance(a, str) for a in args):
+        return
     for name, arg in zip(program.inputs, args, strict=True):
         mend = f"{program.name}.plan(..) and {program.name}.emit(..) take it; a call needs the values"
         if isinstance(arg, str):
@@ -89,12 +129,12 @@ def check_callable(program: Program, args: Sequence[Any]) -> None:
             )
 
 
-def _tensor(program: Program, name: str, arg: torch.Tensor) -> Spec:
+def _tensor(program: Program, name: str, arg: torch.Tensor | Form) -> Spec:
     if arg.dtype not in _NAMES:
         raise DtypeError(
             f"{name} has dtype {str(arg.dtype).removeprefix('torch.')}, which no kernel computes with",
             span=place_of(program, name),
-            help=f"cast it to one of {', '.join(DTYPES)}",
+            help=_instead(name, arg.dtype),
         )
     if arg.layout != torch.strided:
         raise ArgumentError(
@@ -105,9 +145,18 @@ def _tensor(program: Program, name: str, arg: torch.Tensor) -> Spec:
     return Spec(tuple(arg.shape), _NAMES[arg.dtype])
 
 
+def _instead(name: str, dtype: torch.dtype) -> str:
+    """What to pass in the place of a tensor whose dtype no kernel computes with."""
+    if dtype.is_complex:
+        return f"pass its real and imaginary parts: torch.view_as_real({name}), whose last index is 0 or 1, and write the products out"
+    if dtype.is_floating_point:  # 8 bits and fewer
+        return f"pass {name}.to(torch.bfloat16), and its scale as an argument of its own: float8 values are exact in bfloat16"
+    return f"cast it to one of {', '.join(DTYPES)}"
+
+
 def _device(program: Program, given: Mapping[str, Any]) -> torch.device | None:
     """The one device of the tensors with dimensions; 0-d tensors may be elsewhere, as in torch, and count where there is nothing else."""
-    tensors = {name: arg for name, arg in given.items() if isinstance(arg, torch.Tensor)}
+    tensors = {name: arg for name, arg in given.items() if isinstance(arg, torch.Tensor | Form)}
     first = next((name for name, arg in tensors.items() if arg.dim()), next(iter(tensors), None))
     if first is None:
         return None

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from tdsl.ir import Program
-from tdsl.residuals import cut
+from tdsl.arguments import form
+from tdsl.ir import Program, Size, expressions, reads, walk
+from tdsl.operators import execute, part_of, plain, remember, transforms
+from tdsl.residuals import Rule, backward_of, cut, sources, uncut
 from tdsl.runtime import Executor, Outputs
 from tdsl.swap import gradient
 
@@ -18,101 +23,241 @@ _HALF = (torch.float16, torch.bfloat16)
 class Differentiable:
     """Forward and backward of one program with respect to some of its inputs.
 
-    derivative: called instead of the cut backward when the backward itself is recorded (create_graph): the whole gradient
-    as a function of inputs and cotangents, differentiable again. base: the executor of the program alone; its plan says what
-    is made again rather than saved. fuses: whether elementwise work is nearly free.
+    base: the executor of the program alone; its plan says what is made again rather than saved. derivative: called instead of the
+    cut backward when the backward itself is recorded or transformed: the whole gradient as a function of inputs and cotangents,
+    differentiable again. fuses: whether elementwise work is nearly free. rule: the gradient of a program, if not the swap rule's.
     """
 
-    def __init__(self, base: Executor, wrt: Sequence[str], derivative: Callable[..., Outputs], *, fuses: bool):
+    def __init__(self, base: Executor, wrt: Sequence[str], derivative: Callable[..., Outputs], *, fuses: bool, rule: Rule = gradient):
         self.base = base
         self.program: Program = base.program
         self.wrt = tuple(wrt)
+        self.rule = rule
         self.derivative = derivative
         self.fuses = fuses
         self.results = len(self.program.outputs)
         self.positions = tuple(self.program.inputs.index(name) for name in self.wrt)
-        whole = gradient(self.program, wrt)
-        self.needed = frozenset(name for name in self.program.inputs if _reads(whole, name))
+        whole = rule(self.program, wrt)
+        self.needed = tuple(_reads(whole, name) for name in self.program.inputs)
         self._halves: dict[frozenset[str], Halves] = {}
+        self._calls: dict[object, Call] = {}
 
     def apply(self, args: Sequence[Any]) -> Outputs:
         """The outputs, recorded in torch's graph."""
         results = _Node.apply(self, *args)  # type: ignore[no-untyped-call]
-        return results if isinstance(results, tuple) else (results,)
+        return results if self.results > 1 else (results,)
 
-    def halves(self, args: Sequence[Any]) -> Halves:
-        """The cut that suits such arguments."""
-        recomputed = self.base.recomputed_for(args)
+    def halves(self, recomputed: frozenset[str]) -> Halves:
+        """One cut."""
         if recomputed not in self._halves:
             self._halves[recomputed] = Halves(self, recomputed)
         return self._halves[recomputed]
+
+    def call_for(self, args: Sequence[Any]) -> Call:
+        """What is to be done for arguments like these."""
+        if not plain(args):
+            return Call(self, args, ready=False)
+        key = self.base.key(args)
+        found = self._calls.get(key)
+        if found is None:
+            found = self._calls[key] = Call(self, args, ready=True)
+        return found
 
 
 class Halves:
     """One cut of a gradient and the executors of its two sides."""
 
     def __init__(self, owner: Differentiable, recomputed: frozenset[str]):
-        self.parts = cut(owner.program, owner.wrt, fuses=owner.fuses, recomputed=recomputed)
+        self.owner = owner
         self.base = owner.base
+        self.recomputed = recomputed
+        self.parts = (
+            uncut(owner.program, owner.wrt, owner.rule)
+            if self.base.backend == "reference"
+            else cut(owner.program, owner.wrt, fuses=owner.fuses, recomputed=recomputed, rule=owner.rule)
+        )
         self.forward = Executor(
             owner.program, self.base.backend, flat=self.parts.forward, saved=frozenset(self.parts.saved), schedules=self.base.schedules
         )
-        self._backward: dict[tuple[tuple[str, str], ...], Executor] = {}
+        self._remember(self.forward, part="forward")
+        self.kept = tuple(self.parts.forward.results.index(name) for name in self.parts.kept)
+        self._backward: dict[object, Backward] = {}
 
-    def backward_for(self, args: Sequence[Any]) -> Executor:
-        """The executor of the backward; residuals of 16-bit tensors are kept in float32 and promote as what they stand for."""
-        logical: tuple[tuple[str, str], ...] = ()
-        if any(isinstance(a, torch.Tensor) and a.dtype in _HALF for a in args):
-            dtypes = self.forward.dtypes_for(args)
-            logical = tuple((name, dtypes[name]) for name in self.parts.saved)
-        if logical not in self._backward:
-            self._backward[logical] = Executor(self.parts.backward, self.base.backend, stored=dict(logical), schedules=self.base.schedules)
-        return self._backward[logical]
+    def _remember(self, executor: Executor, **fields: Any) -> None:
+        owner = self.owner
+        more = {"wrt": owner.wrt, "fuses": owner.fuses, "recomputed": sorted(self.recomputed)}
+        remember(part_of(self.base.recipe, **fields, **more), executor)
+
+    def stored_for(self, args: Sequence[Any]) -> Mapping[str, str]:
+        """The dtypes that residuals stand for: those of 16-bit tensors are kept in float32 and promote as what they stand for."""
+        if not any(getattr(a, "dtype", None) in _HALF for a in args):
+            return {}
+        dtypes = self.forward.dtypes_for(args)
+        return {name: dtypes[name] for name in self.parts.saved}
+
+    def backward(self, stored: Mapping[str, str], outputs: Sequence[str]) -> Backward:
+        """The backward for cotangents of these outputs."""
+        key = (tuple(stored.items()), tuple(outputs))
+        if key not in self._backward:
+            made = self._backward[key] = self._make(outputs, stored)
+            if made.executor is not None:
+                self._remember(made.executor, part="backward", stored=dict(stored), outputs=list(outputs))
+        return self._backward[key]
+
+    def _make(self, outputs: Sequence[str], stored: Mapping[str, str]) -> Backward:
+        program, wrt = self.owner.program, self.owner.wrt
+        reached = sources(program, outputs)
+        fewer = tuple(name for name in wrt if name in reached)
+        if not fewer:
+            return Backward(None, (), ())
+        source: Program | None = self.parts.backward
+        if len(outputs) < len(program.outputs) or len(fewer) < len(wrt):
+            source = backward_of(program, fewer, outputs, self.parts, self.owner.rule)
+        if source is None:
+            source, outputs, fewer = self.parts.backward, program.results, wrt
+        return Backward(
+            Executor(source, self.base.backend, stored=stored, schedules=self.base.schedules),
+            tuple(program.results.index(name) for name in outputs),
+            tuple(program.inputs.index(name) for name in fewer),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Backward:
+    """cotangents: the outputs whose cotangents the executor takes. gradients: the inputs whose gradients it gives. No executor:
+    no gradient depends on these outputs."""
+
+    executor: Executor | None
+    cotangents: tuple[int, ...]
+    gradients: tuple[int, ...]
+
+
+class Call:
+    """Calls with arguments of one layout.
+
+    ready: whether these are plain tensors, so that what is prepared for one call serves all of them. tensors: positions of the
+    arguments that backward reads. numbers: positions of Python numbers. blanks: per argument, a tensor of its shape that takes no
+    memory, for those that backward does not read.
+    """
+
+    __slots__ = ("_backward", "blanks", "dtypes", "forward", "halves", "numbers", "owner", "ready", "stored", "tensors", "whole")
+
+    def __init__(self, owner: Differentiable, args: Sequence[Any], *, ready: bool):
+        described = args if ready else [form(a) for a in args]
+        self.owner = owner
+        self.ready = ready
+        self.halves = halves = owner.halves(owner.base.recomputed_for(described))
+        self.forward: Callable[[Sequence[Any]], Outputs] = halves.forward.ready(args) if ready else partial(execute, halves.forward)
+        self.stored = halves.stored_for(described)
+        self.whole = halves.backward(self.stored, owner.program.results)
+        self.tensors = tuple(n for n, a in enumerate(args) if isinstance(a, Tensor) and owner.needed[n])
+        self.numbers = tuple(n for n, a in enumerate(args) if not isinstance(a, Tensor))
+        self.blanks = [
+            a.new_empty(()).expand(a.shape) if isinstance(a, Tensor) and not owner.needed[n] else None for n, a in enumerate(args)
+        ]
+        self.dtypes = tuple(a.dtype if isinstance(a, Tensor) else None for a in args)
+        self._backward: dict[object, tuple[Callable[[Sequence[Any]], Outputs], tuple[int, ...]]] = {}
+
+    def inputs(self, numbers: Sequence[Any], saved: Sequence[Tensor]) -> list[Any]:
+        """The arguments as far as backward reads them; blanks in the other places."""
+        inputs = list(self.blanks)
+        for n, number in zip(self.numbers, numbers, strict=True):
+            inputs[n] = number
+        for n, tensor in zip(self.tensors, saved, strict=False):
+            inputs[n] = tensor
+        return inputs
+
+    def backward(self, inputs: list[Any], cotangents: Sequence[Tensor], saved: Sequence[Tensor]) -> list[Tensor | None]:
+        """The gradients, where cotangents of all outputs arrive and the saved tensors are as they were."""
+        args = [*inputs, *cotangents, *saved]
+        key = (self.owner.base.switches(), *((g.stride(), g.dtype) for g in cotangents))
+        found = self._backward.get(key)
+        if found is None:
+            if self.whole.executor is None:
+                return [None] * (1 + len(inputs))
+            found = self._backward[key] = (self.whole.executor.ready(args), self.whole.gradients)
+        return self.placed(found[1], found[0](args))
+
+    def part(
+        self, inputs: list[Any], given: Sequence[Tensor | None], saved: Sequence[Tensor], outputs: Sequence[Any]
+    ) -> list[Tensor | None]:
+        """The gradients, where some outputs were not used, or somebody looks, or hooks made other tensors of what was saved."""
+        found = self.whole
+        if outputs:
+            names = self.owner.program.results
+            found = self.halves.backward(self.stored, [name for name, g in zip(names, given, strict=True) if g is not None])
+        if found.executor is None:
+            return [None] * (1 + len(inputs))
+        cotangents = filled(given, outputs)
+        return self.placed(found.gradients, execute(found.executor, [*inputs, *(cotangents[n] for n in found.cotangents), *saved]))
+
+    def placed(self, positions: Sequence[int], grads: Sequence[Tensor]) -> list[Tensor | None]:
+        """Gradients behind a place for the node, at the places of their arguments and in their dtypes."""
+        result: list[Tensor | None] = [None] * (1 + len(self.dtypes))
+        for n, grad in zip(positions, grads, strict=True):
+            dtype = self.dtypes[n]
+            result[n + 1] = grad if grad.dtype is dtype else None if dtype is None else grad.to(dtype)
+        return result
+
+
+def filled(given: Sequence[Tensor | None], outputs: Sequence[tuple[torch.Size, torch.dtype, torch.device]]) -> list[Tensor]:
+    """The cotangents; zeros that take no memory where an output was not used."""
+    result = []
+    for n, g in enumerate(given):
+        if g is None:
+            shape, dtype, device = outputs[n]
+            g = torch.zeros((), dtype=dtype, device=device).expand(shape)
+        result.append(g)
+    return result
 
 
 def _reads(program: Program, name: str) -> bool:
-    from tdsl.ir import expressions, reads, walk
-
-    sizes = {e.tensor for node in program.body for top in expressions(node) for e in walk(top) if type(e).__name__ == "Size"}  # type: ignore[union-attr]
+    sizes = {e.tensor for node in program.body for top in expressions(node) for e in walk(top) if isinstance(e, Size)}
     return name in sizes or any(a.tensor == name for node in program.body for a in reads(node))
 
 
+_saving_hooks: Callable[[bool], Any] = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: True)
+
+
 class _Node(torch.autograd.Function):
-    """One call. Non-tensor arguments and inputs that no gradient reads are kept as they are."""
+    """One call. Inputs that no gradient reads are not kept."""
 
     @staticmethod
     def forward(ctx: Any, node: Differentiable, *args: Any) -> Any:
-        halves = node.halves(args)
-        outputs = halves.forward(args)
+        call = node.call_for(args)
+        outputs = call.forward(args)
+        ctx.call = call
+        ctx.set_materialize_grads(False)
+        ctx.direct = call.ready and _saving_hooks(True) is None
+        ctx.numbers = tuple([args[n] for n in call.numbers])
+        kept = call.halves.kept
+        if len(outputs) == 1:
+            result = outputs[0]
+            ctx.save_for_backward(*[args[n] for n in call.tensors], *([result] if kept else ()))
+            if not result.dtype.is_floating_point:
+                ctx.mark_non_differentiable(result)
+            return result
         results, saved = outputs[: node.results], outputs[node.results :]
-        kept = [results[halves.parts.forward.results.index(name)] for name in halves.parts.kept]
-        ctx.node = node
-        ctx.backward_executor = halves.backward_for(args)
-        ctx.shapes = tuple(a.dtype if isinstance(a, torch.Tensor) else None for a in args)
-        inputs = [
-            a if isinstance(a, torch.Tensor) and name in node.needed else None for name, a in zip(node.program.inputs, args, strict=True)
-        ]
-        ctx.numbers = tuple(
-            a if not isinstance(a, torch.Tensor) else None if name in node.needed else a.new_empty(()).expand(a.shape)
-            for name, a in zip(node.program.inputs, args, strict=True)
-        )
-        ctx.save_for_backward(*inputs, *kept, *saved)
-        ctx.mark_non_differentiable(*(r for r in results if not r.dtype.is_floating_point))
-        return results if len(results) > 1 else results[0]
+        ctx.save_for_backward(*[args[n] for n in call.tensors], *[results[n] for n in kept], *saved)
+        ctx.mark_non_differentiable(*[r for r in results if not r.dtype.is_floating_point])
+        if node.results == 1:
+            return results[0]
+        ctx.outputs = [(r.shape, r.dtype, r.device) for r in results]
+        return results
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: torch.Tensor) -> Any:
-        node: Differentiable = ctx.node
-        count = len(ctx.numbers)
+    def backward(ctx: Any, *given: Tensor | None) -> Any:
+        call: Call = ctx.call
         saved = ctx.saved_tensors
-        inputs = [number if tensor is None else tensor for tensor, number in zip(saved[:count], ctx.numbers, strict=True)]
-        if torch.is_grad_enabled():
-            found = node.derivative(*inputs, *cotangents)
-            grads = found if isinstance(found, tuple) else (found,)
-        else:
-            grads = ctx.backward_executor([*inputs, *cotangents, *saved[count:]])
-        result: list[torch.Tensor | None] = [None] * count
-        for position, grad in zip(node.positions, grads, strict=True):
-            dtype = ctx.shapes[position]
-            result[position] = None if dtype is None else grad if grad.dtype == dtype else grad.to(dtype)
-        return (None, *result)
+        count = len(call.tensors)
+        inputs = call.inputs(ctx.numbers, saved)
+        unused = sum([g is None for g in given])
+        if unused == len(given):
+            return (None,) * (1 + len(inputs))
+        outputs = ctx.outputs if unused else ()
+        if torch.is_grad_enabled() or transforms():
+            found = call.owner.derivative(*inputs, *filled(given, outputs))
+            return tuple(call.placed(call.owner.positions, found if isinstance(found, tuple) else (found,)))
+        if unused or not ctx.direct or not plain(given):
+            return tuple(call.part(inputs, given, saved[count:], outputs))
+        return tuple(call.backward(inputs, given, saved[count:]))  # type: ignore[arg-type]

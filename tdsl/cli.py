@@ -6,6 +6,7 @@
     tdsl check   FILE_OR_TEXT A=bf16[8,64] ..     registers, spills and faults of the machine code; no GPU is needed
     tdsl bench   FILE_OR_TEXT A=bf16[8,64] ..     the time on this machine beside the roofline
     tdsl tune    FILE_OR_TEXT A=bf16[8,64] ..     not built yet
+    tdsl doctor                                   versions, devices, caches, every executor tried; --settings lists the settings
 
 Arguments go by name, in any order: NAME=bf16[8,1024,64] is a tensor, scale=0.125 a number. Exit status: 0 it worked; 1 the program is
 wrong, or a kernel has a fault; 2 the command cannot be carried out.
@@ -61,7 +62,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     unknown = [word for word in rest if word.startswith("-")]
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    options.arguments = [*options.arguments, *rest]
+    if rest and options.command == "doctor":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    options.arguments = [*getattr(options, "arguments", ()), *rest]
     return options
 
 
@@ -92,6 +95,10 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--gradient", action="store_true", help="of the gradient" if name == "show" else "with the gradient")
         if name == "grad":
             command.add_argument("--wrt", action="append", metavar="NAME", help="only this input; may be given more than once")
+    what = "versions, devices, caches, every executor tried: one page for a bug report"
+    command = commands.add_parser("doctor", help=what, description=what)
+    command.add_argument("--settings", action="store_true", help="only the settings, and where their values come from")
+    command.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
@@ -185,6 +192,26 @@ def _bench(options: argparse.Namespace) -> int:
     return 0
 
 
+def _doctor(options: argparse.Namespace) -> int:
+    from tdsl.doctor import doctor, settings
+    from tdsl.page import plain
+
+    if options.settings:
+        section = settings()
+        if options.json:
+            from tdsl.config import SETTINGS, config
+
+            _print_json({name: {"value": getattr(config, name), "from": config.source(name)} for name in SETTINGS})
+        elif sys.stdout.isatty():
+            _print_rich([section])
+        else:
+            print(plain([section]))
+        return 0
+    diagnosis = doctor()
+    _print_page(diagnosis, options)
+    return 0 if diagnosis.ok else 1
+
+
 def _tune(options: argparse.Namespace) -> int:
     function, args = _call(options)
     function.tune(*args)
@@ -198,6 +225,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "check": _check,
     "bench": _bench,
     "tune": _tune,
+    "doctor": _doctor,
 }
 
 

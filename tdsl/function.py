@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import Parameter
 
 from lowering.compiler import State
 from lowering.plan import Plan
 from lowering.schedule import Schedule
 from lowering.targets import find_target
-from tdsl.arguments import layout
-from tdsl.autograd import Differentiable
+from tdsl.arguments import form, layout
+from tdsl.autocast import autocast, spread
+from tdsl.autograd import Backward, Differentiable
 from tdsl.batch import Dims, batch
 from tdsl.config import config
 from tdsl.define import define_grad
+from tdsl.dispatch import looked_at
 from tdsl.errors import ArgumentError, Unsupported
 from tdsl.ir import Program
-from tdsl.runtime import Executor, target_of
+from tdsl.operators import call, checked, execute, recipe_of, remember
+from tdsl.runtime import Executor, Outputs, target_of
 from tdsl.signature import place_of, place_of_inputs
 from tdsl.swap import gradient
 from tdsl.tangent import tangent
@@ -34,13 +40,29 @@ class Function:
     tuple of them where the program has several outputs. Gradients of any order go through torch's graph.
     """
 
-    def __init__(self, program: Program, backend: str | None = None):
+    def __init__(self, program: Program, backend: str | None = None, *, precision: str | None = None):
+        """precision: the dtype that autocast has cast the program's contractions to; their gradients follow."""
         self._program = program
         self._backend = backend or config.backend
-        self._executor = Executor(program, self._backend)
+        self._precision = precision
+        self._changes = 0
+        self._schedules: dict[str, Schedule] = {}
+        self._settle()
+
+    def _settle(self) -> None:
+        """Starts anew with the program as it is now."""
+        program = self._program
+        self._executor = Executor(program, self._backend, schedules=self._schedules)
+        instance = next(_changed) if self._changes or program.custom else 0
+        self._recipe = recipe_of(program, self._backend, self._precision, instance)
+        remember(self._recipe, self._executor, self)
         self._training: dict[object, Differentiable | None] = {}
+        self._recording: dict[object, Differentiable | None] = {}
         self._gradients: dict[object, Function] = {}
+        self._cast: dict[object, Function | None] = {}
+        self._differentiable = frozenset(gradient_inputs(program))
         self._single = len(program.outputs) == 1
+        self._arity = len(program.params)
         self.__name__ = program.name
         self.__doc__ = str(program)
 
@@ -58,17 +80,54 @@ class Function:
         return f"<tdsl.Function {self._program.name}>\n{self._program}"
 
     def __call__(self, *args: Any, **named: Any) -> Any:
-        """The outputs. Raises tdsl.errors for arguments that do not fit; see design: sizes go by name, never by equal value."""
+        """The outputs. Raises tdsl.errors for arguments that do not fit; see design: sizes go by name, never by equal value.
+
+        out=: a tensor, or a tuple of them, that takes the outputs and is returned; as in torch, nothing is recorded then.
+        """
         if named:
+            if "out" in named and "out" not in self._program.inputs:
+                return self._into(named.pop("out"), args, named)
             args = self._positional(args, named)
-        if torch.is_grad_enabled():
-            wrt = tuple(n for n, a in zip(self._program.inputs, args, strict=False) if isinstance(a, torch.Tensor) and a.requires_grad)
-            differentiable = self._differentiable(wrt, args) if wrt else None
-            if differentiable is not None:
-                results = differentiable.apply(args)
-                return results[0] if self._single else results
-        results = self._executor(args)
+        if torch.compiler.is_compiling():
+            if len(args) != self._arity:  # the less is looked at here, the fewer guards a graph has
+                checked(self._program, args)
+            results: Sequence[Tensor] = call(self._recipe, args)
+            return results[0] if self._single else tuple(results)
+        ordinary = True
+        wanted = False
+        for a in args:
+            kind = type(a)
+            if kind is Tensor or kind is Parameter:
+                wanted = wanted or a.requires_grad
+            elif isinstance(a, Tensor):
+                ordinary = False
+        if not ordinary or looked_at():
+            results = self._general(args)
+        elif wanted and torch.is_grad_enabled():
+            results = self.recorded(args)
+        else:
+            results = self._executor(args)
         return results[0] if self._single else results
+
+    def _general(self, args: Sequence[Any]) -> Sequence[Tensor]:
+        """A call that something traces, transforms, intercepts or casts, or whose tensors are more than tensors."""
+        cast = self.under_autocast(args)
+        if cast is not None:
+            results = cast(*args)
+            return (results,) if self._single else results
+        checked(self._program, args)
+        return tuple(call(self._recipe, args))
+
+    def recorded(self, args: Sequence[Any]) -> Outputs:
+        """The outputs of a call in torch's graph, where an argument that asks for a gradient can have one."""
+        asks = tuple([isinstance(a, Tensor) and a.requires_grad for a in args])
+        device = args[asks.index(True)].device
+        key = (asks, device, config.version)
+        if key not in self._recording:
+            wrt = tuple(n for n, ask in zip(self._program.inputs, asks, strict=False) if ask)
+            self._recording[key] = self._trained(wrt, self._executor.fuses(device))
+        found = self._recording[key]
+        return execute(self._executor, args) if found is None else found.apply(args)
 
     def _positional(self, args: Sequence[Any], named: dict[str, Any]) -> tuple[Any, ...]:
         names = self._program.inputs
@@ -87,16 +146,87 @@ class Function:
             )
         return (*args, *(named[n] for n in names[len(args) :]))
 
-    def _differentiable(self, wrt: tuple[str, ...], args: Sequence[Any]) -> Differentiable | None:
+    def _into(self, out: Any, args: Sequence[Any], named: dict[str, Any]) -> Any:
+        """Writes the outputs into tensors of the caller's."""
+        targets = (out,) if isinstance(out, Tensor) else tuple(out)
+        args = self._positional(args, named)
+        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in (*args, *targets)):
+            raise ArgumentError(
+                f"{self._program.name}(.., out=..) is not recorded, but one of the arguments requires a gradient",
+                help="call it under torch.no_grad(), or without out=",
+            )
+        results = self(*args)
+        results = (results,) if self._single else results
+        names = self._program.results
+        if len(targets) != len(results):
+            raise ArgumentError(f"out= has {len(targets)} tensors for the {len(results)} outputs {', '.join(names)}")
+        for name, target, result in zip(names, targets, results, strict=True):
+            if (target.shape, target.dtype, target.device) != (result.shape, result.dtype, result.device):
+                raise ArgumentError(
+                    f"out= for {name} is {_described(target)}, but {name} is {_described(result)}",
+                    help="nothing is cast or resized: pass a tensor of that shape, dtype and device",
+                )
+            target.copy_(result)
+        return out
+
+    def _trained(self, wrt: tuple[str, ...], fuses: bool) -> Differentiable | None:
         """What runs a call that is recorded; None where no argument that asks for a gradient can have one."""
-        fuses = self._executor.fuses(next(a.device for a in args if isinstance(a, torch.Tensor)))
         key = (wrt, fuses)
         if key not in self._training:
-            possible = set(gradient_inputs(self._program))
-            wrt = tuple(n for n in wrt if n in possible)
-            made = Differentiable(self._executor, wrt, lambda *a: self.grad(wrt)(*a), fuses=fuses) if wrt else None
+            possible = tuple(n for n in wrt if n in self._differentiable)
+            made = None
+            if possible:
+                made = Differentiable(self._executor, possible, lambda *a: self.grad(possible)(*a), fuses=fuses, rule=self._gradient)
             self._training[key] = made
         return self._training[key]
+
+    # -- what torch sees of it ------------------------------------------------------------------------------------------
+
+    @property
+    def recipe(self) -> str:
+        """What names this Function in a traced graph."""
+        return self._recipe
+
+    @property
+    def differentiable(self) -> frozenset[str]:
+        """The inputs that can have a gradient."""
+        return self._differentiable
+
+    def part(self, part: str, wrt: Sequence[str], fuses: bool, recomputed: Sequence[str], **backward: Any) -> Executor:
+        """The executor of one side of the cut gradient, as recipes name it."""
+        trained = self._trained(tuple(wrt), fuses)
+        assert trained is not None
+        halves = trained.halves(frozenset(recomputed))
+        if part == "forward":
+            return halves.forward
+        found: Backward = halves.backward(backward["stored"], tuple(backward["outputs"]))
+        assert found.executor is not None
+        return found.executor
+
+    def under_autocast(self, args: Sequence[Any]) -> Function | None:
+        """The Function that torch.autocast makes of this one for such arguments; None where it changes nothing."""
+        if self._precision is not None or not torch._C._is_any_autocast_enabled():
+            return None
+        device = next((a.device.type for a in args if isinstance(a, Tensor)), "cpu")
+        if not torch.is_autocast_enabled(device):
+            return None
+        dtype = str(torch.get_autocast_dtype(device)).removeprefix("torch.")
+        key = (dtype, *(a.dtype if isinstance(a, Tensor) else type(a) for a in args))
+        if key not in self._cast:
+            found = layout(self._program, [form(a) for a in args], self._executor.integers)
+            program = autocast(self._program, dtype, found.specs, found.values)
+            self._cast[key] = None if program == self._program else Function(program, self._backend, precision=dtype)
+        return self._cast[key]
+
+    def __reduce__(self) -> Any:
+        return _restored, (self._program, self._backend, self._precision, dict(self._schedules))
+
+    def __copy__(self) -> Function:
+        return self
+
+    def __deepcopy__(self, _: Any) -> Function:
+        """Itself, as of any Python function: copies of a module share what is compiled."""
+        return self
 
     # -- transforms -----------------------------------------------------------------------------------------------------
 
@@ -105,8 +235,12 @@ class Function:
         (or for those in `wrt`). Its program is the swap rule's."""
         names = (wrt,) if isinstance(wrt, str) else None if wrt is None else tuple(wrt)
         if names not in self._gradients:
-            self._gradients[names] = Function(gradient(self._program, names), self._backend)
+            self._gradients[names] = Function(self._gradient(self._program, names), self._backend, precision=self._precision)
         return self._gradients[names]
+
+    def _gradient(self, program: Program, wrt: Sequence[str] | None) -> Program:
+        whole = gradient(program, wrt)
+        return whole if self._precision is None else spread(whole, self._precision)
 
     def jvp(self, wrt: str | Sequence[str] | None = None) -> Function:
         """Forward mode: a Function of the inputs and then `A.dot` for each float input (or for those in `wrt`), which returns the
@@ -122,7 +256,7 @@ class Function:
 
     def _transformed(self, key: object, make: Callable[[], Program]) -> Function:
         if key not in self._gradients:
-            self._gradients[key] = Function(make(), self._backend)
+            self._gradients[key] = Function(make(), self._backend, precision=self._precision)
         return self._gradients[key]
 
     def define_grad(self, tensor: str, text: str) -> None:
@@ -136,9 +270,8 @@ class Function:
         >>> f.define_grad("x", "x.grad[i] = minimum(1.0, 2 * Y.grad[i] * x[i])")
         """
         self._program = define_grad(self._program, tensor, text)
-        self._executor = Executor(self._program, self._backend, schedules=self._executor.schedules)
-        self._training.clear()
-        self._gradients.clear()
+        self._changes += 1
+        self._settle()
 
     # -- looking inside ---------------------------------------------------------------------------------------------------
 
@@ -216,8 +349,23 @@ class Function:
 
     def schedule(self, configs: dict[str, Schedule]) -> None:
         """Fixes the configuration of kernels, by the names that the plan shows."""
-        self._executor.schedules.update(configs)
-        self._executor.forget()
+        self._schedules.update(configs)
+        self._changes += 1
+        self._settle()
+
+
+def _restored(program: Program, backend: str, precision: str | None, schedules: dict[str, Schedule]) -> Function:
+    made = Function(program, backend, precision=precision)
+    if schedules:
+        made.schedule(schedules)
+    return made
+
+
+_changed = itertools.count(1)
+
+
+def _described(t: Tensor) -> str:
+    return f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)} on {t.device}"
 
 
 def _gpu(target: str) -> str:

@@ -10,7 +10,7 @@ is never made again: all that the backward reads of it is saved.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from tdsl.distribute import distribute
@@ -21,6 +21,8 @@ from tdsl.ops import OPS
 from tdsl.simplify import drop_dead
 from tdsl.ssa import ssa
 from tdsl.swap import gradient
+
+Rule = Callable[[Program, Sequence[str]], Program]
 
 # An elementwise value of fewer multiply-adds is always made again.
 _CHEAP = 3.0
@@ -37,13 +39,13 @@ class Cut:
     kept: tuple[str, ...]
 
 
-def cut(program: Program, wrt: Sequence[str], *, fuses: bool, recomputed: frozenset[str] = frozenset()) -> Cut:
+def cut(program: Program, wrt: Sequence[str], *, fuses: bool, recomputed: frozenset[str] = frozenset(), rule: Rule = gradient) -> Cut:
     """Cuts the gradient of `program` with respect to `wrt`. fuses: whether elementwise work is nearly free (a GPU kernel).
 
-    recomputed: tensors that the planner would rather make again than hold in memory; they are not saved.
+    rule: the gradient, or what autocast makes of it. recomputed: tensors that the planner would rather make again than hold in memory; they are not saved.
     """
     flat = ssa(expand(program))
-    whole = gradient(program, wrt)
+    whole = rule(program, wrt)
     first = {s.target.tensor: s for s in statements(flat.body)}
     looped = {s.target.tensor for node in flat.body if isinstance(node, Loop) for s in statements((node,))}
     backward = [node for node in whole.body if not all(s.target.tensor in first for s in statements((node,)))]
@@ -71,6 +73,46 @@ def cut(program: Program, wrt: Sequence[str], *, fuses: bool, recomputed: frozen
     before = drop_dead(distribute(gather_form(forward, colliding=True)))
     after = drop_dead(replace(whole, name=f"{program.name}_bwd", params=(*whole.params, *params), body=body))
     return Cut(before, after, saved, kept)
+
+
+def uncut(program: Program, wrt: Sequence[str], rule: Rule = gradient) -> Cut:
+    """Nothing is saved: the backward is the whole gradient program."""
+    return Cut(program, rule(program, wrt), (), ())
+
+
+def backward_of(program: Program, wrt: Sequence[str], outputs: Sequence[str], parts: Cut, rule: Rule = gradient) -> Program | None:
+    """The backward of a cut where cotangents arrive for some outputs only; `wrt` are inputs that these depend on.
+
+    None where the text of fewer outputs says less: where one that is left out, and that another is made of, declares its size.
+    """
+    live = _needed_by(program, outputs)
+    if any(o.sizes is not None and o.name not in outputs and o.name in live for o in program.outputs):
+        return None
+    fewer = replace(program, outputs=tuple(o for o in program.outputs if o.name in outputs))
+    written = {s.target.tensor for s in statements(ssa(expand(fewer)).body)}
+    if not written >= {*parts.kept, *parts.saved}:
+        return None
+    whole = rule(fewer, wrt)
+    given = {*parts.kept, *parts.saved}
+    params = tuple(p for p in parts.backward.params if p.name in given)
+    body = tuple(node for node in whole.body if not any(s.target.tensor in given for s in statements((node,))))
+    return drop_dead(replace(whole, name=f"{program.name}_bwd", params=(*whole.params, *params), body=body))
+
+
+def sources(program: Program, outputs: Sequence[str]) -> frozenset[str]:
+    """The inputs that some outputs depend on, and not by sizes alone."""
+    return _needed_by(program, outputs) & frozenset(program.inputs)
+
+
+def _needed_by(program: Program, outputs: Sequence[str]) -> frozenset[str]:
+    live = set(outputs)
+    known = -1
+    while known < len(live):
+        known = len(live)
+        for s in statements(program.body):
+            if s.target.tensor in live:
+                live |= {a.tensor for a in reads(s)}
+    return frozenset(live)
 
 
 def _worth_saving(s: Statement, fuses: bool) -> bool:

@@ -14,15 +14,16 @@ from typing import Any, Literal
 
 import torch
 
+from lowering import tile_ir
 from lowering.compiler import Observer, compile_program
 from lowering.cpp_launch import compiler, functions
 from lowering.ragged import Limits
 from lowering.schedule import Schedule
-from lowering.state import Allocation, Part, Repeat, State
+from lowering.state import Allocation, Part, Repeat, State, leaves
 from lowering.steps import View
 from tdsl import reference
 from tdsl.affine import evaluate, linear
-from tdsl.arguments import TORCH_DTYPES, Layout, check_callable, layout
+from tdsl.arguments import TORCH_DTYPES, Form, Layout, check_callable, layout
 from tdsl.config import config
 from tdsl.distribute import distribute
 from tdsl.errors import ArgumentError, CompileError
@@ -32,12 +33,15 @@ from tdsl.gather import gather_form
 from tdsl.guards import axes, run_checks, value_of
 from tdsl.infer import Inferred, Spec, infer
 from tdsl.ir import Access, Clamp, Expr, Pad, Program, Reduce, bounds, expressions, statements, walk
+from tdsl.ops import DTYPES
 from tdsl.simplify import simplify
 from tdsl.ssa import ssa
 from tdsl.swap import differentiable
 
 BACKENDS = ("auto", "torch", "triton", "reference")
 Outputs = tuple[torch.Tensor, ...]
+_CPU = torch.device("cpu")
+_GPU_BUILD = bool(torch.version.cuda or torch.version.hip)
 
 
 def flatten(program: Program) -> Program:
@@ -98,6 +102,8 @@ class Executor:
         self._compiled: dict[object, Callable[[Sequence[Any]], Outputs]] = {}
         self._dtypes: dict[object, Mapping[str, str]] = {}
         self._recomputed: dict[object, frozenset[str]] = {}
+        self._outputs: dict[object, tuple[tuple[tuple[int, ...], torch.dtype], ...]] = {}
+        self.recipe = ""  # what names it in a graph: operators.py
         self.ragged = backend != "reference" and _is_ragged(program)
         self._extents: dict[object, tuple[Mapping[str, tuple[int, ...]], tuple[_Extent, ...]]] = {}
 
@@ -111,9 +117,9 @@ class Executor:
     def __call__(self, args: Sequence[Any]) -> Outputs:
         """The outputs of the program, in order. Raises what inference raises; nothing is compiled then."""
         try:
-            key = self._key(args)
+            key = self.key(args)
             limits = _NO_LIMITS
-            if self.ragged:
+            if self.ragged and not any(isinstance(a, torch.Tensor) and a.is_meta for a in args):
                 limits = self._limits(key, args)
                 key = (key, tuple(limits.values()))
             compiled = self._compiled.get(key)
@@ -124,6 +130,15 @@ class Executor:
             compiled = self._specialise(args, limits)
             self._compiled[key] = compiled
         return compiled(args)
+
+    def ready(self, args: Sequence[Any]) -> Callable[[Sequence[Any]], Outputs]:
+        """What runs all arguments of that layout under the same switches: without the look-up, where nothing depends on values."""
+        if self.ragged:
+            return self
+        key = self.key(args)
+        if key not in self._compiled:
+            self._compiled[key] = self._specialise(args)
+        return self._compiled[key]
 
     def _limits(self, key: object, args: Sequence[Any]) -> Limits:
         """The most that ranges which depend on tensors are in these tensors, as powers of two: kernels are made for that.
@@ -150,7 +165,7 @@ class Executor:
 
     def dtypes_for(self, args: Sequence[Any]) -> Mapping[str, str]:
         """The dtypes of all tensors of the flat program for such arguments."""
-        key = self._key(args)
+        key = self.key(args)
         if key not in self._dtypes:
             found = layout(self.program, args, self.integers)
             self._dtypes[key] = infer(self.flat, found.specs, found.values, unseen=self.saved).dtypes
@@ -159,7 +174,7 @@ class Executor:
     def recomputed_for(self, args: Sequence[Any]) -> frozenset[str]:
         """The intermediates that the plan for such arguments makes again rather than holds in memory."""
         try:
-            key = self._key(args)
+            key = self.key(args)
         except AttributeError:
             key = None
         if key not in self._recomputed:
@@ -174,17 +189,42 @@ class Executor:
             self._recomputed[key] = plan.recomputed
         return self._recomputed[key]
 
-    def _key(self, args: Sequence[Any]) -> object:
-        """What a compiled callable is valid for: layouts of tensors, types of numbers, and values of sizes."""
-        parts: list[object] = []
+    def outputs_for(self, args: Sequence[Any]) -> tuple[tuple[tuple[int, ...], torch.dtype], ...]:
+        """The shape and dtype of each output for such arguments. Nothing is computed; raises what a call would raise."""
+        key = self.key(args)
+        if key not in self._outputs:
+            found = layout(self.program, args, self.integers)
+            inferred = infer(self.program, found.specs, found.values, unseen=self.saved)
+            shapes: Mapping[str, tuple[int, ...]] = inferred.shapes
+            dtypes: Mapping[str, str] = inferred.dtypes
+            names = self.program.results
+            if self.saved or self.stored:
+                state = self.lower(found, target_of(found.device or torch.device("cpu")) if self._on_gpu(found) else "cpu")
+                shapes, names = state.shapes, state.program.results
+                dtypes = {name: state.stored.get(name, state.dtypes[name]) for name in names}
+            self._outputs[key] = tuple((shapes[name], TORCH_DTYPES[dtypes[name]]) for name in names)
+        return self._outputs[key]
+
+    def _on_gpu(self, found: Layout) -> bool:
+        return self.backend_for(found.device) == "triton"
+
+    def key(self, args: Sequence[Any]) -> object:
+        """What a compiled callable is valid for: layouts of tensors, types of numbers, values of sizes, and the switches."""
+        parts: list[object] = [self.switches()]
         for name, a in zip(self.program.inputs, args, strict=False):
             if isinstance(a, torch.Tensor):
                 parts.append((a.shape, a.stride(), a.dtype, a.device))
-                if name in self.integers and a.dim() == 0:
+                if name in self.integers and a.dim() == 0 and not a.is_meta:
                     parts.append(int(a))
+            elif isinstance(a, Form):
+                parts.append((a.shape, a.strides, a.dtype, a.device))
             else:
                 parts.append((type(a), a if isinstance(a, int) else None))
         return (len(args), *parts)
+
+    def switches(self) -> object:
+        """What the settings and torch's own switches say of compiled code."""
+        return config.version, torch._C._get_deterministic_algorithms(), _GPU_BUILD and input_precision()
 
     def backend_for(self, device: torch.device | None) -> str:
         """The executor that serves a device."""
@@ -229,19 +269,24 @@ class Executor:
             limits=limits,
             cpp_from=cpp_from() if cpp == "auto" else cpp,
             observer=observer,
-            input_precision="tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
+            input_precision=input_precision(),
         )
 
     def _specialise(self, args: Sequence[Any], limits: Limits = _NO_LIMITS) -> Callable[[Sequence[Any]], Outputs]:
         found = layout(self.program, args, self.integers)
         check_callable(self.program, args)
         inferred = infer(self.program, found.specs, found.values)
+        if found.device is not None and found.device.type == "meta":
+            return self._without_memory(args)
         backend = self.backend_for(found.device)
         if backend == "reference":
             return self._reference(inferred)
         device = found.device or torch.device("cpu")
         state = self.lower(found, "cpu" if backend == "torch" else target_of(device), limits=limits)
-        run = self._on_cpu(state, found, limits) if backend == "torch" else triton_callable(state, device)
+        if backend == "triton" and torch.are_deterministic_algorithms_enabled() and order_matters(state):
+            run = torch_callable(self.lower(found, "cpu", limits=limits, cpp=None), device)  # torch's own scatter sorts then
+        else:
+            run = self._on_cpu(state, found, limits) if backend == "torch" else triton_callable(state, device)
         if not inferred.checks or not (device.type == "cpu" or config.debug):
             return run
         names = self.program.inputs
@@ -251,6 +296,10 @@ class Executor:
             return run(values)
 
         return checked
+
+    def _without_memory(self, args: Sequence[Any]) -> Callable[[Sequence[Any]], Outputs]:
+        outputs = self.outputs_for(args)
+        return lambda _: tuple(torch.empty(shape, dtype=dtype, device="meta") for shape, dtype in outputs)
 
     def _on_cpu(self, state: State, found: Layout, limits: Limits) -> Callable[[Sequence[Any]], Outputs]:
         """The callable of a CPU; torch code alone where the C++ compiler fails, with a warning."""
@@ -279,6 +328,23 @@ def _array(a: Any) -> Any:
     return (a.double() if a.dtype.is_floating_point else a).numpy()
 
 
+def input_precision() -> str:
+    """What torch's switches say of float32 matrix products on a GPU: "tf32" or "ieee"."""
+    if hasattr(torch._C, "_get_fp32_precision_getter"):  # the older switch raises where the newer one was used
+        return "tf32" if torch._C._get_fp32_precision_getter("cuda", "matmul") == "tf32" else "ieee"
+    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+
+
+def order_matters(state: State) -> bool:
+    """Whether a kernel adds floats atomically, so that the order of its programs shows in the last digits."""
+    steps = [step for part in leaves(state.parts or (Part(state),)) for step in part.state.steps]
+    return any(
+        isinstance(op, tile_ir.Store) and op.mode == "add" and DTYPES[op.buffer.dtype].kind == "float"
+        for step in steps
+        for op in tile_ir.operations(step.tile.body)
+    )
+
+
 def target_of(device: torch.device) -> str:
     """The chip of a device, as targets.py names it; for a CPU (the interpreter) the one whose kernels the tests hold."""
     if device.type != "cuda":
@@ -303,7 +369,7 @@ def cpp_from() -> int | None:
     return 0 if config.cpu == "c++" else CPP_FROM
 
 
-def torch_callable(state: State) -> Callable[[Sequence[Any]], Outputs]:
+def torch_callable(state: State, device: torch.device = _CPU) -> Callable[[Sequence[Any]], Outputs]:
     """The torch module of a program, loaded; it is registered with linecache, so that a traceback shows its lines."""
     name = f"<tdsl {state.program.name} torch {abs(hash(state.text)):x}>"
     linecache.cache[name] = (len(state.text), None, state.text.splitlines(keepends=True), name)
@@ -316,10 +382,19 @@ def torch_callable(state: State) -> Callable[[Sequence[Any]], Outputs]:
         return lambda args: run(*args)  # nothing that torch could record
 
     def call(args: Sequence[Any]) -> Outputs:
-        with torch.no_grad():
+        if not torch.is_grad_enabled():
             return run(*args)  # type: ignore[no-any-return]
+        torch._C._set_grad_enabled(False)  # torch.no_grad() takes a microsecond more
+        try:
+            return run(*args)  # type: ignore[no-any-return]
+        finally:
+            torch._C._set_grad_enabled(True)
 
-    return call
+    def elsewhere(args: Sequence[Any]) -> Outputs:
+        with device:
+            return call(args)
+
+    return call if device.type == "cpu" else elsewhere
 
 
 def triton_callable(state: State, device: torch.device) -> Callable[[Sequence[Any]], Outputs]:

@@ -18,6 +18,7 @@ from tdsl.arguments import layout
 from tdsl.config import config
 from tdsl.errors import ArgumentError, Error, Unsupported
 from tdsl.ir import Program
+from tdsl.lowered import lowered
 from tdsl.ops import OPS
 from tdsl.runtime import CPP_FROM, Executor
 from tdsl.swap import differentiable
@@ -190,6 +191,49 @@ def test_long_sums_are_as_exact_as_those_of_torch(name: str) -> None:
     wanted = exact(x.double())
     ours, torchs = (float(((value.double() - wanted) / wanted).abs().max()) for value in (function(text)(x), exact(x)))
     assert ours <= 2 * torchs + 2**-22
+
+
+ROWS = {
+    "layer norm": "Y[n,c] = (X[n,c] - mean[k](X[n,k])) * rsqrt(var[k](X[n,k]) + 1e-5) * g[c] + b[c]",
+    "rms norm": "Y[n,c] = X[n,c] * rsqrt(mean[k](X[n,k] * X[n,k]) + 1e-5) * g[c] + b[c]",
+    "activation": "Y[n,c] = tanh(X[n,c] * g[c] + b[c]) * sigmoid(X[n,c])",
+    "scaled softmax": "Y[n,c] = g[c] * softmax[c](X[n,c] + b[c])",
+}
+
+
+@pytest.mark.parametrize(("n", "c"), [(2048, 128), (1999, 130), (4096, 33)])
+@pytest.mark.parametrize("name", ROWS)
+def test_sums_down_the_columns_ride_along_with_the_rows(name: str, n: int, c: int) -> None:
+    f = function(ROWS[name])
+    generator = torch.Generator().manual_seed(n)
+    wide = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((n, c), (c,), (c,), (n, c))]
+    names = [*f.program.inputs, "Y.grad"]
+    order = {"X": 0, "g": 1, "b": 2, "Y.grad": 3}
+    args = [wide[order[name]] for name in names]
+    derivative = Executor(f.grad().program, "torch")
+    exact = derivative(args)
+    for actual, wanted in zip(derivative([a.float() for a in args]), exact, strict=True):
+        close(actual, wanted, 2e-5)
+    with torch.enable_grad():  # torch's own derivative of the forward that the loops compute
+        leaves = [a.clone().requires_grad_() for a in args[:-1]]
+        X, g, b = (leaves[names.index(x)] for x in "Xgb")
+        composed = {
+            "layer norm": lambda: torch.nn.functional.layer_norm(X, (c,), g, b),
+            "rms norm": lambda: X * torch.rsqrt(X.square().mean(1, keepdim=True) + 1e-5) * g + b,
+            "activation": lambda: torch.tanh(X * g + b) * torch.sigmoid(X),
+            "scaled softmax": lambda: g * torch.softmax(X + b, 1),
+        }[name]()
+        grads = torch.autograd.grad(composed, leaves, args[-1])
+    for actual, wanted in zip(exact, grads, strict=True):
+        close(actual, wanted, 1e-10)
+
+
+def test_one_pass_over_the_rows() -> None:
+    """The backward of a layer norm reads its cotangent once: the parameters' gradients are collected where the rows are."""
+    x, g, b = (torch.randn(shape) for shape in ((4096, 256), (256,), (256,)))
+    backward = lowered(function(ROWS["layer norm"]), (x, g, b), "cpu", gradient=True)[-1]
+    assert backward.role == "backward" and backward.state.plan is not None
+    assert sum("Y.grad" in k.reads for k in backward.state.plan.kernels) == 1
 
 
 def test_integers_wrap_and_sum_in_64_bits() -> None:

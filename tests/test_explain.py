@@ -63,7 +63,8 @@ def test_what_the_plan_makes_again_is_not_saved() -> None:
     _, saving, backward = lowered(function, ["bf16[8,1024,64]"] * 3, "cuda:90", gradient=True)
     assert "S" not in saving.saves
     trained = Differentiable(tdsl.function(function.program, backend="triton").executor, ("Q", "K", "V"), lambda *_: (), fuses=True)
-    halves = trained.halves([torch.empty(8, 1024, 64, dtype=torch.bfloat16) for _ in range(3)])
+    args = [torch.empty(8, 1024, 64, dtype=torch.bfloat16) for _ in range(3)]
+    halves = trained.halves(trained.base.recomputed_for(args))
     assert halves.parts.saved == saving.saves != ()
     assert halves.parts.backward.inputs == backward.flat.inputs
 
