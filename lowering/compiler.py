@@ -15,7 +15,7 @@ from dataclasses import replace
 from lowering import tile_ir
 from lowering.beside import beside
 from lowering.contraction import contraction, plain
-from lowering.cpp_schedule import CPU_SPLIT, PARALLEL, cpp_schedule, takes_cpp
+from lowering.cpp_schedule import CPU_SPLIT, PARALLEL, cpp_schedule, only_sums, takes_cpp
 from lowering.cpp_source import CppKernel, cpp_source
 from lowering.divide import divide, merged, on_parts, trimmed
 from lowering.evaluate import Memory
@@ -262,6 +262,8 @@ def _in_cpp(kernel: KernelPlan, state: State, memory: Memory) -> tuple[tile_ir.K
     """A kernel as C++; None twice where it is better as torch code, or needs what only that has."""
     if not state.cpp or not takes_cpp(kernel, state.dtypes):
         return None, None
+    if only_sums(kernel.statements):  # each is a loop of its own to the tiler; the printer makes them one
+        kernel = replace(kernel, stream=())
     schedule = state.schedules.get(kernel.name) or cpp_schedule(kernel, memory.strides)
     try:
         tiled = tile(kernel, schedule, memory, exact=True)

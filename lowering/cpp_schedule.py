@@ -62,19 +62,16 @@ def cpp_schedule(kernel: KernelPlan, strides: Mapping[str, tuple[int, ...]]) -> 
     tiles = {axis: max(1, length[axis]) for axis in axes}
     for axis in grid:
         tiles[axis] = 1
-    streamed = [axis for axis in axes if axis[0] in kernel.stream and not only_sums(kernel.statements)]
+    streamed = [axis for axis in axes if axis[0] in kernel.stream]
     for axis in streamed:
         if axis is not lane:
             tiles[axis] = 1
         elif length[axis] > ROW:
             tiles[axis] = STREAM
-    for s in kernel.statements:
-        found = contraction(s)
-        if found is not None and lane and lane[0] in kernel.grid:  # a product that is multiplied out: its sum is walked one by one
-            for axis in inner:
-                if axis[0] in found.k and not streamed:
-                    tiles[axis] = 1
     if lane and lane[0] in kernel.grid:
+        product = contraction(kernel.statements[0]) if len(kernel.statements) == 1 else None
+        if product is not None:  # multiplied out: its sum is walked one by one
+            tiles.update({axis: 1 for axis in inner if axis[0] in product.k})
         tiles[lane] = _lane_tile(kernel, inner, grid, lane, length, tiles)
         for axis in grid:
             if not inner and _near(kernel, axis, lane, strides):
@@ -106,9 +103,9 @@ def _lane_tile(
 
 
 def _axes(kernel: KernelPlan, strides: Mapping[str, tuple[int, ...]]) -> list[Axis]:
-    """The indices, grid ones first; neighbours that every access walks by one stride are one axis."""
-    order = [*kernel.grid, *kernel.inner]
-    axes: list[Axis] = [(i,) for i in order]
+    """The indices, grid ones first; neighbours that every access walks by one stride are one axis, and so is what is streamed."""
+    axes: list[Axis] = [(i,) for i in (*kernel.grid, *kernel.inner) if i not in kernel.stream]
+    axes += [kernel.stream] if kernel.stream else []
     merged = True
     while merged:
         merged = False

@@ -58,7 +58,8 @@ def passes(statements: Sequence[Statement], stream: Sequence[str]) -> tuple[tupl
     for s in over:
         value = _inlined(s.value, {**inside, **afterwards})
         needs = {a.tensor for a in _reads(value, statements) if a.tensor in names}
-        number = max((place[n] for n in needs), default=0)
+        finished = _through_sums(value, statements, names)  # what a sum of its own was made of cannot be rescaled
+        number = max((*(place[n] for n in needs), *(place[n] + 1 for n in finished)), default=0)
         beside = tuple(n for n in place if n in needs and place[n] == number)
         unfinished = any(a.tensor in place and place[a.tensor] == number for n in beside for t in outers[n] for a in walk(t) if isinstance(a, Access))
         found = None if unfinished else _reduction(s, value, beside, along)
@@ -121,6 +122,25 @@ def _reads(value: Expr, statements: Sequence[Statement]) -> list[Access]:
                     seen.add(a.tensor)
                     if not definitions[a.tensor].reduced:
                         pending.append(definitions[a.tensor].value)
+    return found
+
+
+def _through_sums(value: Expr, statements: Sequence[Statement], names: set[str]) -> set[str]:
+    """Those of some tensors that a value is made of by way of a sum over other indices."""
+    definitions = {s.target.tensor: s for s in statements}
+    found: set[str] = set()
+    pending = [(value, False)]
+    seen: set[tuple[str, bool]] = set()
+    while pending:
+        expr, summed = pending.pop()
+        for a in walk(expr):
+            if not isinstance(a, Access) or a.tensor not in definitions:
+                continue
+            if a.tensor in names:
+                found |= {a.tensor} if summed else set()
+            elif (a.tensor, summed or bool(definitions[a.tensor].reduced)) not in seen:
+                seen.add((a.tensor, summed or bool(definitions[a.tensor].reduced)))
+                pending.append((definitions[a.tensor].value, summed or bool(definitions[a.tensor].reduced)))
     return found
 
 

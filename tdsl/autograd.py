@@ -17,6 +17,7 @@ from tdsl.residuals import Rule, backward_of, cut, sources, uncut
 from tdsl.runtime import Executor, Outputs
 from tdsl.swap import gradient
 
+Gradients = tuple[Tensor | None, ...]  # of the node itself, which has none, and of its arguments
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -167,37 +168,35 @@ class Call:
             inputs[n] = tensor
         return inputs
 
-    def backward(self, inputs: list[Any], cotangents: Sequence[Tensor], saved: Sequence[Tensor]) -> list[Tensor | None]:
+    def backward(self, inputs: list[Any], cotangents: Sequence[Tensor], saved: Sequence[Tensor]) -> Gradients:
         """The gradients, where cotangents of all outputs arrive and the saved tensors are as they were."""
         args = [*inputs, *cotangents, *saved]
         key = (self.owner.base.switches(), *((g.stride(), g.dtype) for g in cotangents))
         found = self._backward.get(key)
         if found is None:
             if self.whole.executor is None:
-                return [None] * (1 + len(inputs))
+                return (None,) * (1 + len(inputs))
             found = self._backward[key] = (self.whole.executor.ready(args), self.whole.gradients)
         return self.placed(found[1], found[0](args))
 
-    def part(
-        self, inputs: list[Any], given: Sequence[Tensor | None], saved: Sequence[Tensor], outputs: Sequence[Any]
-    ) -> list[Tensor | None]:
+    def part(self, inputs: list[Any], given: Sequence[Tensor | None], saved: Sequence[Tensor], outputs: Sequence[Any]) -> Gradients:
         """The gradients, where some outputs were not used, or somebody looks, or hooks made other tensors of what was saved."""
         found = self.whole
         if outputs:
             names = self.owner.program.results
             found = self.halves.backward(self.stored, [name for name, g in zip(names, given, strict=True) if g is not None])
         if found.executor is None:
-            return [None] * (1 + len(inputs))
+            return (None,) * (1 + len(inputs))
         cotangents = filled(given, outputs)
         return self.placed(found.gradients, execute(found.executor, [*inputs, *(cotangents[n] for n in found.cotangents), *saved]))
 
-    def placed(self, positions: Sequence[int], grads: Sequence[Tensor]) -> list[Tensor | None]:
+    def placed(self, positions: Sequence[int], grads: Sequence[Tensor]) -> Gradients:
         """Gradients behind a place for the node, at the places of their arguments and in their dtypes."""
         result: list[Tensor | None] = [None] * (1 + len(self.dtypes))
         for n, grad in zip(positions, grads, strict=True):
             dtype = self.dtypes[n]
             result[n + 1] = grad if grad.dtype is dtype else None if dtype is None else grad.to(dtype)
-        return result
+        return tuple(result)
 
 
 def filled(given: Sequence[Tensor | None], outputs: Sequence[tuple[torch.Size, torch.dtype, torch.device]]) -> list[Tensor]:
@@ -252,12 +251,12 @@ class _Node(torch.autograd.Function):
         count = len(call.tensors)
         inputs = call.inputs(ctx.numbers, saved)
         unused = sum([g is None for g in given])
+        if ctx.direct and not unused and not torch.is_grad_enabled() and plain(given):
+            return call.backward(inputs, given, saved[count:])  # type: ignore[arg-type]
         if unused == len(given):
             return (None,) * (1 + len(inputs))
         outputs = ctx.outputs if unused else ()
         if torch.is_grad_enabled() or transforms():
             found = call.owner.derivative(*inputs, *filled(given, outputs))
-            return tuple(call.placed(call.owner.positions, found if isinstance(found, tuple) else (found,)))
-        if unused or not ctx.direct or not plain(given):
-            return tuple(call.part(inputs, given, saved[count:], outputs))
-        return tuple(call.backward(inputs, given, saved[count:]))  # type: ignore[arg-type]
+            return call.placed(call.owner.positions, found if isinstance(found, tuple) else (found,))
+        return call.part(inputs, given, saved[count:], outputs)

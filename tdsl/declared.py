@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from copy import copy
 
-from tdsl.extents import Sizes, loop_ranges
+from tdsl.affine import Ranges
+from tdsl.extents import Sizes, loop_ranges, symbolic_ranges
 from tdsl.gather import covers_whole
-from tdsl.ir import REDUCTION_OF, Access, Const, Expr, Index, Loop, Program, Range, Statement, statements
+from tdsl.ir import REDUCTION_OF, Access, Const, Expr, Index, Loop, Program, Range, Statement, free_indices, statements
 from tdsl.ops import REDUCTIONS
 
 
@@ -26,9 +28,18 @@ def declared(flat: Program, sizes: Sizes) -> Iterator[Statement]:
             continue
         first = next(node for node in flat.body if any(s.target.tensor == name for s in statements((node,))))
         s = next(s for s in statements((first,)) if s.target.tensor == name)
-        if not covers_whole(s, sizes, loop_ranges(first, sizes) if isinstance(first, Loop) else {}):
+        around = loop_ranges(first, sizes) if isinstance(first, Loop) else {}
+        if not (covers_whole(s, sizes, around) and _settled_without(name, s, sizes, around)):
             start = REDUCTIONS[REDUCTION_OF[s.op]].identity if s.op in REDUCTION_OF else 0
             yield fill(name, sizes.shapes[name], Const(int(start) if math.isfinite(start) else start))  # an int raises no dtype
+
+
+def _settled_without(name: str, s: Statement, sizes: Sizes, around: Ranges) -> bool:
+    """Whether the indices of a target have ranges where nothing declares its size."""
+    bare = copy(sizes)
+    bare.shapes = {tensor: shape for tensor, shape in sizes.shapes.items() if tensor != name}
+    found = symbolic_ranges(s, bare, around)
+    return all(i in found for e in s.target.subscripts for i in free_indices(e))
 
 
 def fill(name: str, shape: tuple[Expr, ...], value: Const) -> Statement:

@@ -83,12 +83,12 @@ def _wrt(function: Any, wanted: Sequence[bool]) -> tuple[str, ...]:
 _AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
 
 
-_modes, _casts = torch._C._len_torch_dispatch_stack, torch._C._is_any_autocast_enabled
+_modes, _casts, _tracing = torch._C._len_torch_dispatch_stack, torch._C._is_any_autocast_enabled, torch._C._get_tracing_state
 
 
 def looked_at() -> bool:
     """Whether a call on ordinary tensors may mean more than running it: modes, torch.func, forward mode, autocast."""
-    return bool(_modes() or transforms() or forward_ad._current_level >= 0 or _casts())
+    return bool(_modes() or transforms() or forward_ad._current_level >= 0 or _casts() or _tracing() is not None)
 
 
 def transformed(function: Any, args: Sequence[Any]) -> list[Tensor]:

@@ -37,6 +37,7 @@ LIBRARY.define("run" + _SCHEMA)
 Packed = tuple[str, list[Tensor], list[int], list[float]]
 
 _modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+_tracing: Callable[[], Any] = torch._C._get_tracing_state  # of torch.jit.trace
 _functorch: Callable[[], bool] = torch._C._are_functorch_transforms_active
 _included: Callable[[Any], bool] = torch._C._dispatch_tls_is_dispatch_key_included
 VMAP: Any = torch._C._parse_dispatch_key("VmapMode")  # the older vmap, which torch's own batched gradients use
@@ -49,7 +50,7 @@ def transforms() -> bool:
 
 def plain(args: Sequence[Any]) -> bool:
     """Whether a call can go straight to the kernels: nothing traces, transforms or intercepts it, and its tensors are tensors."""
-    if torch.compiler.is_compiling() or _modes() or _functorch() or _included(VMAP):
+    if torch.compiler.is_compiling() or _modes() or _functorch() or _included(VMAP) or _tracing() is not None:
         return False
     for a in args:
         kind = type(a)

@@ -351,6 +351,8 @@ def target_of(device: torch.device) -> str:
         return "cuda:90"
     if torch.version.hip:
         return "hip:gfx942"
+    if not torch.cuda.is_available():  # fake tensors, on a machine that only traces
+        return "cuda:90"
     major, _ = torch.cuda.get_device_capability(device)
     return f"cuda:{min(10, max(8, major)) * 10}"
 

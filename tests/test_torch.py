@@ -20,6 +20,7 @@ from torch.autograd import forward_ad
 
 import tdsl
 from tdsl import errors, operators
+from tdsl.arguments import form
 from tdsl.function import Function
 from tests.corpus import CORPUS
 from tests.programs import arguments, program_of
@@ -180,6 +181,15 @@ def test_an_exported_graph_runs_in_another_process(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_the_older_tracer_sees_a_call() -> None:
+    f = tdsl.function("Y[i,j] += A[i,k] * B[k,j]")
+    traced = torch.jit.trace(lambda a, b: f(a, b) + 1, (torch.randn(3, 4), torch.randn(4, 5)))
+    a, b = torch.randn(3, 4, requires_grad=True), torch.randn(4, 5)
+    torch.testing.assert_close(traced(a, b), a @ b + 1)
+    torch.testing.assert_close(torch.autograd.grad(traced(a, b).sum(), a), torch.autograd.grad((a @ b).sum(), a))
+
+
 def test_fake_tensors_are_like_the_real_ones(name: str) -> None:
     from torch._subclasses import FakeTensorMode
 
@@ -190,6 +200,20 @@ def test_fake_tensors_are_like_the_real_ones(name: str) -> None:
     for a, b in zip(fake, real, strict=True):
         assert (a.shape, a.dtype, a.device, a.requires_grad) == (b.shape, b.dtype, b.device, b.requires_grad)
         assert a.is_contiguous()
+
+
+def test_fake_tensors_of_a_gpu_need_no_gpu() -> None:
+    from torch._subclasses import FakeTensorMode
+
+    f, args = case("attention")
+    with FakeTensorMode():
+        fake = [torch.empty(a.shape, device="cuda") if isinstance(a, Tensor) else a for a in args]
+        result = f(*fake)
+    assert (result.device.type, result.shape) == ("cuda", (2, 5, 4))
+    trained = f._trained(("Q",), True)  # what a recorded call would save there; torch without CUDA cannot record it
+    assert trained is not None
+    halves = trained.halves(trained.base.recomputed_for([form(a) for a in fake]))
+    assert len(halves.forward.outputs_for([form(a) for a in fake])) == 1 + len(halves.parts.saved)
 
 
 def test_meta_tensors(name: str) -> None:
