@@ -11,13 +11,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from lowering.contraction import accesses, plain
+from lowering.contraction import accesses
 from lowering.cpp_schedule import only_sums
 from lowering.join import rename
 from lowering.kernel_shape import kernel_shape
 from lowering.plan import KernelPlan, Plan
+from lowering.statement import plain, tensor_bytes
 from tdsl.ir import Access, Expr, Index, Statement, children, fresh_name, reads
-from tdsl.ops import DTYPES
 
 # Elements of a tensor from which reading it once rather than twice pays.
 SHARED = 1 << 12
@@ -92,7 +92,7 @@ def _joined(a: KernelPlan, b: KernelPlan, shapes: Mapping[str, tuple[int, ...]],
     if shape is None or {*shape.grid} != {*a.grid} or (shape.stream and not only_sums(statements)) or shape.repeat:
         return None
     read, writes = tuple(dict.fromkeys((*a.reads, *b.reads))), (*a.writes, *b.writes)
-    moved = sum(math.prod(shapes[t]) * DTYPES[dtypes[t]].bits // 8 for t in (*read, *writes))
+    moved = sum(tensor_bytes(shapes[t], dtypes[t]) for t in (*read, *writes))
     extents = {**a.extents, **{to[i]: n for i, n in b.extents.items()}}
     return replace(
         a,

@@ -14,14 +14,14 @@ from dataclasses import replace
 
 from lowering import tile_ir
 from lowering.beside import beside
-from lowering.contraction import contraction, plain
+from lowering.contraction import contraction
 from lowering.cpp_schedule import CPU_SPLIT, PARALLEL, cpp_schedule, only_sums, takes_cpp
 from lowering.cpp_source import CppKernel, cpp_source
 from lowering.divide import divide, merged, on_parts, trimmed
 from lowering.evaluate import Memory
 from lowering.fold import fold_in
 from lowering.indirect import wide_sums
-from lowering.normalize import Split, extents, normalize
+from lowering.normalize import Split, normalize
 from lowering.plan import KernelPlan, Plan
 from lowering.plan import plan as make_plan
 from lowering.products import split_products
@@ -29,6 +29,7 @@ from lowering.proofs import proved
 from lowering.ragged import Limits, masked
 from lowering.schedule import Schedule, default_schedule
 from lowering.state import Allocation, Part, Repeat, State, Step, contiguous
+from lowering.statement import extents
 from lowering.targets import TARGETS
 from lowering.tiling import identity, tile
 from lowering.torch_module import torch_module
@@ -38,7 +39,7 @@ from tdsl.errors import Unsupported
 from tdsl.infer import Spec, infer, resolve
 from tdsl.ir import REDUCTION_OF, Call, Const, Expr, Index, Loop, Program, Statement, statements, walk
 from tdsl.ops import DTYPES
-from tdsl.ssa import ssa
+from tdsl.ssa import covers, ssa
 
 __all__ = ["STAGES", "Allocation", "Observer", "Part", "Repeat", "State", "Step", "compile_program", "contiguous"]
 
@@ -272,12 +273,6 @@ def _in_cpp(kernel: KernelPlan, state: State, memory: Memory) -> tuple[tile_ir.K
         return None, None
     points = max(math.prod(extents(s).values()) for s in kernel.statements)
     return tiled, cpp if points >= PARALLEL else replace(cpp, parallel=False)
-
-
-def covers(s: Statement, shape: tuple[int, ...]) -> bool:
-    """Whether a statement writes every element of its target."""
-    size = extents(s)
-    return plain(s.target) and all(isinstance(i, Index) and size[i.name] == n for i, n in zip(s.target.subscripts, shape, strict=True))
 
 
 def print_kernels(state: State) -> State:

@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from lowering.normalize import cost, extents, groups
-from tdsl.ir import Access, Expr, Index, Statement, expressions, free_indices, walk
+from lowering.normalize import cost, groups
+from lowering.statement import extents
+from tdsl.ir import Access, Expr, Statement, expressions, free_indices, walk
 from tdsl.simplify import factors
 
 
@@ -42,12 +43,6 @@ def contraction(s: Statement) -> Contraction | None:
     if not (k and m and n) or reduced - set(k):
         return None
     return Contraction(batch, m, n, k, tuple(lhs), tuple(rhs), outer)
-
-
-def plain(access: Access) -> bool:
-    """Whether every subscript is an index of its own."""
-    names = [i.name for i in access.subscripts if isinstance(i, Index)]
-    return len({*names}) == len(access.subscripts)
 
 
 def statement_flops(s: Statement) -> int:

@@ -14,7 +14,8 @@ from lowering.contraction import accesses, contraction
 from lowering.normalize import Split, cost
 from lowering.plan import KernelPlan
 from lowering.products import is_library
-from lowering.schedule import Schedule, power_of_two
+from lowering.schedule import Schedule
+from lowering.statement import power_of_two
 from tdsl.ir import Access, Expr, Index, Statement, children, expressions, free_indices, reads, walk
 
 Axis = tuple[str, ...]  # the indices of one, outermost first

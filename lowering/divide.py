@@ -14,11 +14,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from lowering.normalize import extents
 from lowering.plan import Plan
 from lowering.proofs import proved
 from lowering.ragged import constant, masked
 from lowering.state import Allocation, Part, Repeat, State, contiguous, leaves, repeats
+from lowering.statement import extents, tensor_bytes
 from lowering.steps import StepProgram, Surroundings, step_program
 from lowering.tiling import identity
 from tdsl.affine import Bound, enclosure, linear
@@ -240,7 +240,7 @@ def merged(state: State) -> State:
         memory = {t: n for p in plans for t, n in p.memory.items()}
         outside = {*state.program.inputs, *state.program.results}
         over = {a.tensor: a for r in repeats(state.parts) for a in r.allocate if a.tensor not in outside}
-        memory = {**{t: math.prod(a.shape) * DTYPES[a.dtype].bits // 8 for t, a in over.items()}, **memory}
+        memory = {**{t: tensor_bytes(a.shape, a.dtype) for t, a in over.items()}, **memory}
         kernels = tuple(k for p in plans for k in p.kernels)
         recomputed = frozenset(t for p in plans for t in p.recomputed if t in state.shapes)
         plan = Plan(kernels, memory, state.program, shapes, dtypes, recomputed)

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from lowering import tile_ir as ir
-from lowering.contraction import plain
 from lowering.plan import KernelPlan
 from lowering.schedule import Schedule
+from lowering.statement import identifier, plain
 from tdsl.dtypes import SCALAR, TENSOR, WEAK, Typed, dtype_of, join
 from tdsl.errors import Unsupported
 from tdsl.ir import Access, Call, Clamp, Const, Expr, Index, Pad, Statement, free_indices, rebuild
@@ -354,8 +354,3 @@ class Evaluator:
     def reduce(self, s: Statement) -> ir.Value:
         """The reduced value of a statement."""
         raise NotImplementedError
-
-
-def identifier(name: str) -> str:
-    """A tensor's name as a Python identifier."""
-    return name.replace(".", "_")

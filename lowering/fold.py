@@ -13,11 +13,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from lowering.contraction import accesses, contraction, plain
+from lowering.contraction import accesses, contraction
 from lowering.cpp_schedule import only_sums
 from lowering.plan import KernelPlan, Plan
+from lowering.statement import plain, tensor_bytes
 from tdsl.ir import Access, Call, Const, Expr, Index, Range, Statement, free_indices, fresh_name, rebuild, substitute
-from tdsl.ops import DTYPES
 
 # Elements of a tensor from which reading it once rather than twice pays.
 SHARED = 1 << 14
@@ -148,7 +148,7 @@ def _built(
     read, writes = tuple(dict.fromkeys((*a.reads, *b.reads))), (*a.writes, *b.writes)
     if {*read} & local:
         return None
-    moved = sum(math.prod(plan.shapes[t]) * DTYPES[plan.dtypes[t]].bits // 8 for t in (*read, *writes))
+    moved = sum(tensor_bytes(plan.shapes[t], plan.dtypes[t]) for t in (*read, *writes))
     extents = {**a.extents, **{to[i]: size for i, size in b.extents.items() if i != n}}
     rest = tuple(i for i in extents if i not in (p, r))
     joined = replace(

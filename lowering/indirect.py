@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
+from lowering.statement import extents, plain
 from tdsl.ir import (
     Access,
     Call,
@@ -51,7 +52,7 @@ def wide_sums(
     """
     body = list(statements(program.body))
     counts = Counter(s.target.tensor for s in body)
-    by_element = [s for s in body if counts[s.target.tensor] > 1 or not _plain(s.target)]
+    by_element = [s for s in body if counts[s.target.tensor] > 1 or not plain(s.target)]
     collected = {s.target.tensor for s in by_element if s.op == "+="} & narrow
     collected |= {s.target.tensor for s in by_element if s.op in ("max=", "min=")} & small
     names: dict[str, str] = {}
@@ -71,15 +72,6 @@ def wide_sums(
             ranges = tuple(Range(i.name, Const(0), Const(n)) for i, n in zip(indices, shapes[name], strict=True))
             result.append(Statement(ranges, Access(name, indices), "=", Access(names[name], indices), s.span))
     return replace(program, body=tuple(result)), {new: old for old, new in names.items()}
-
-
-def _plain(access: Access) -> bool:
-    names = [i.name for i in access.subscripts if isinstance(i, Index)]
-    return len({*names}) == len(access.subscripts)
-
-
-def _sizes(s: Statement) -> dict[str, int]:
-    return {r.index: int(r.hi.value) for r in s.ranges if isinstance(r.hi, Const)}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -112,7 +104,7 @@ def _replaced(
     if any(isinstance(i, Pad | Clamp) for i in e.subscripts):
         return e
     definition = sums[e.tensor]
-    size, mine = _sizes(definition), _sizes(s)
+    size, mine = extents(definition), extents(s)
     free = free_indices(e)
     everything = math.prod(size[i] for i in free_indices(definition.target))
     if math.prod(mine[i] for i in free) * _FEWER > everything:

@@ -6,9 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
-from lowering.contraction import plain
 from lowering.kernel_shape import RESIDENT_ROW, grid_of, kernel_shape
-from lowering.normalize import extents
+from lowering.statement import extents, plain
 from tdsl.ir import Access, Expr, Index, Statement, free_indices, fresh_name, reads, substitute
 
 # Programs below which a kernel with long rows leaves most of a chip idle.

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lowering.contraction import contraction
-from lowering.normalize import extents
+from lowering.statement import extents, power_of_two
 from tdsl.ir import Statement, free_indices, reads
 
 # The longest row, in elements after padding to a power of two, that one program holds in registers.
@@ -46,7 +46,7 @@ def kernel_shape(part: Sequence[Statement]) -> KernelShape | None:
     owned = set(grid)
     matrices = sum(contraction(s) is not None for s in part)
     size = {i: n for s in part for i, n in extents(s).items()}
-    rows = [math.prod(_padded(n) for i, n in extents(s).items() if i not in owned) for s in part]
+    rows = [math.prod(power_of_two(n) for i, n in extents(s).items() if i not in owned) for s in part]
     if all(set(free_indices(s.target)) == owned for s in part):
         walks = {s.reduced for s in part if s.reduced}
         sums = {s.target.tensor for s in part if s.reduced}
@@ -77,7 +77,7 @@ def kernel_shape(part: Sequence[Statement]) -> KernelShape | None:
 
 def _accumulators(part: Sequence[Statement], stream: tuple[str, ...], whole: tuple[str, ...], size: Mapping[str, int]) -> int:
     """Elements per row of what a streaming kernel keeps in registers."""
-    held = [math.prod(_padded(size[i]) for i in whole if i in free_indices(s.target)) for s in part]
+    held = [math.prod(power_of_two(size[i]) for i in whole if i in free_indices(s.target)) for s in part]
     return max(max(held), sum(n for n, s in zip(held, part, strict=True) if set(stream) & set(s.reduced)))
 
 
@@ -88,7 +88,3 @@ def _streams(part: Sequence[Statement], stream: set[str]) -> bool:
         if (left and left != stream) or (over and (left or set(s.reduced) != stream)):
             return False
     return True
-
-
-def _padded(n: int) -> int:
-    return 1 << max(0, n - 1).bit_length()

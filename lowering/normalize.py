@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from lowering.indirect import direct
+from lowering.statement import extents
 from tdsl.errors import Unsupported
 from tdsl.ir import (
     Access,
@@ -70,11 +71,6 @@ def checked(program: Program) -> tuple[Statement, ...]:
                     help='use a mask, where(j < n[i], .., 0), or backend="reference"',
                 )
     return tuple(statements(program.body))
-
-
-def extents(s: Statement) -> dict[str, int]:
-    """How many values each loop index takes, for a statement with constant ranges from zero."""
-    return {r.index: int(r.hi.value) for r in s.ranges if isinstance(r.hi, Const)}
 
 
 def from_zero(s: Statement) -> Statement:

@@ -14,14 +14,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from lowering.contraction import contraction, plain, statement_flops
+from lowering.contraction import contraction, statement_flops
 from lowering.join import join, rename, unify
 from lowering.kernel_shape import WHOLE_TILE, KernelShape, grid_of, kernel_shape
-from lowering.normalize import compared, extents
+from lowering.normalize import compared
 from lowering.recompute import Choice, recompute
+from lowering.statement import extents, identifier, plain, tensor_bytes
 from lowering.targets import Target
 from tdsl.ir import Program, Range, Statement, reads, statements
-from tdsl.ops import DTYPES
 from tdsl.printer import print_statement
 
 
@@ -106,9 +106,9 @@ def plan(
     kernels = []
     for n, part in enumerate(parts):
         later = {a.tensor for other in parts[n + 1 :] for s in other for a in reads(s)}
-        kernels.append(_finish(f"{_identifier(program.name)}_{n}", part, (kept | later) - recomputed, shapes, dtypes))
+        kernels.append(_finish(f"{identifier(program.name)}_{n}", part, (kept | later) - recomputed, shapes, dtypes))
     outside = {*program.inputs, *program.results}
-    memory = {t: math.prod(shapes[t]) * DTYPES[dtypes[t]].bits // 8 for k in kernels for t in k.writes if t not in outside}
+    memory = {t: tensor_bytes(shapes[t], dtypes[t]) for k in kernels for t in k.writes if t not in outside}
     return Plan(tuple(kernels), memory, program, shapes, dtypes, recomputed, choices)
 
 
@@ -151,10 +151,6 @@ def _kept(program: Program, body: list[Statement]) -> set[str]:
     names = [s.target.tensor for s in body]
     updated = {name for name in names if names.count(name) > 1}
     return {*program.results, *updated, *(s.target.tensor for s in body if not plain(s.target))}
-
-
-def _identifier(name: str) -> str:
-    return name.replace(".", "_")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -248,5 +244,5 @@ def _finish(
     shape = kernel_shape(part) or KernelShape(grid_of(part))
     times = math.prod(-(-size[i] // WHOLE_TILE) for i in shape.repeat)
     flops = sum(statement_flops(s) * (1 if set(shape.repeat) <= set(s.indices) else times) for s in part)
-    moved = sum(math.prod(shapes[t]) * DTYPES[dtypes[t]].bits // 8 for t in (*read, *stores))
+    moved = sum(tensor_bytes(shapes[t], dtypes[t]) for t in (*read, *stores))
     return KernelPlan(name, tuple(part), shape.grid, stores, read, stores, flops, moved, size, shape.stream, shape.whole, shape.repeat)

@@ -13,10 +13,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from lowering.contraction import Contraction, contraction, plain, statement_flops
+from lowering.contraction import Contraction, contraction, statement_flops
 from lowering.kernel_shape import KernelShape, grid_of, kernel_shape
-from lowering.normalize import extents
 from lowering.plan import KernelPlan, Plan
+from lowering.statement import extents, plain, tensor_bytes
 from tdsl.dtypes import dtype_of
 from tdsl.ir import Access, Expr, Index, Range, Statement, free_indices, fresh_name, reads, substitute
 from tdsl.ops import DTYPES
@@ -47,7 +47,7 @@ def kernel_of(
     stores = tuple(dict.fromkeys(s.target.tensor for s in part if s.target.tensor in needed))
     read = tuple(dict.fromkeys(a.tensor for s in part for a in reads(s) if a.tensor not in local))
     size = {i: n for s in part for i, n in extents(s).items()}
-    moved = sum(math.prod(shapes[t]) * DTYPES[dtypes[t]].bits // 8 for t in (*read, *stores))
+    moved = sum(tensor_bytes(shapes[t], dtypes[t]) for t in (*read, *stores))
     shape = kernel_shape(part) or KernelShape(grid_of(part))
     flops = sum(statement_flops(s) for s in part)
     return KernelPlan(name, tuple(part), shape.grid, stores, read, stores, flops, moved, size, shape.stream, shape.whole, shape.repeat)
@@ -85,7 +85,7 @@ def split_products(plan: Plan, dtypes: Mapping[str, str], weak: frozenset[str]) 
         kernels.append(kernel_of(f"{name}_{n}", part, needed, split.shapes, {**plan.dtypes, **split.dtypes}))
     new = {t for t in split.shapes if t not in plan.shapes}
     memory = {
-        t: math.prod(split.shapes[t]) * DTYPES[plan.dtypes.get(t, split.dtypes[t])].bits // 8
+        t: tensor_bytes(split.shapes[t], plan.dtypes.get(t, split.dtypes[t]))
         for k in kernels
         for t in k.writes
         if t not in outside

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lowering.contraction import contraction, plain, statement_flops
+from lowering.contraction import contraction, statement_flops
+from lowering.statement import plain, tensor_bytes
 from lowering.targets import Target
 from tdsl.ir import Statement, reads
 from tdsl.ops import DTYPES
@@ -44,7 +44,7 @@ def recompute(
     """
     definitions = {s.target.tensor: s for s in body}
     outside = {a.tensor for s in body for a in reads(s) if a.tensor not in definitions} | kept
-    compulsory = sum(math.prod(shapes[t]) * DTYPES[dtypes[t]].bits // 8 for t in outside)
+    compulsory = sum(tensor_bytes(shapes[t], dtypes[t]) for t in outside)
     uses = {t: sum(any(a.tensor == t for a in reads(s)) for s in body) for t in definitions}
     found: set[str] = set()
     choices = []
@@ -52,7 +52,7 @@ def recompute(
         name = s.target.tensor
         if name in kept or not plain(s.target) or not uses[name]:
             continue
-        size = math.prod(shapes[name]) * DTYPES[dtypes[name]].bits // 8
+        size = tensor_bytes(shapes[name], dtypes[name])
         operands = _operands(s, definitions, found)
         kind = "float32"
         if contraction(s) is not None and all(
@@ -66,7 +66,7 @@ def recompute(
                 size > CPU_MEMORY,
                 f"larger than {CPU_MEMORY >> 20} MiB" if size > CPU_MEMORY else "every operation passes over memory anyway",
             )
-        elif size <= sum(math.prod(shapes[t]) * DTYPES[dtypes[t]].bits // 8 for t in operands):
+        elif size <= sum(tensor_bytes(shapes[t], dtypes[t]) for t in operands):
             again, reason = False, "not larger than what it is made of"
         elif size > compulsory:
             again, reason = making < moving * MEMORY_WORTH, "it would be larger than all inputs and outputs together"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from lowering.contraction import Contraction, accesses, contraction
 from lowering.kernel_shape import WHOLE_TILE
 from lowering.plan import KernelPlan
+from lowering.statement import power_of_two
 from lowering.targets import Target
 from tdsl.ir import Access, Expr, Index, free_indices, reads, walk
 from tdsl.ops import DTYPES
@@ -64,11 +65,6 @@ def uses_dot(found: Contraction, kernel: KernelPlan, dtypes: Mapping[str, str], 
     if DTYPES[dtypes[target]].kind != "float":
         return False
     return all(math.prod(kernel.extents[i] for i in group) >= DOT_MIN for group in (found.m, found.n, found.k))
-
-
-def power_of_two(n: int) -> int:
-    """The next power of two, at least 1."""
-    return 1 << max(0, n - 1).bit_length()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -11,11 +11,12 @@ import math
 from dataclasses import replace
 
 from lowering import tile_ir as ir
-from lowering.contraction import Contraction, contraction, plain
+from lowering.contraction import Contraction, contraction
 from lowering.evaluate import Evaluator, Memory
 from lowering.limits import limits
 from lowering.plan import KernelPlan
 from lowering.schedule import Schedule
+from lowering.statement import plain
 from lowering.stream import OLD, Reduction, passes
 from tdsl.dtypes import SCALAR, TENSOR, Typed, dtype_of, join
 from tdsl.errors import Unsupported

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import keyword
-import math
 from collections.abc import Iterator
 
 from lowering.state import Allocation, Part, Repeat, State, Step, contiguous, leaves
 from lowering.steps import View
-from lowering.torch_source import literal_shape, parameters, torch_source
+from lowering.torch_source import literal_shape, number_text, parameters, torch_source
 from tdsl.affine import Bound
 from tdsl.ir import Call, Clamp, Const, Expr, Index, Pad
 from tdsl.ops import OPS
@@ -104,7 +103,7 @@ class _Module:
 
     def allocation(self, a: Allocation) -> str:
         made = "empty(" if a.fill is None else "full("
-        fill = "" if a.fill is None else f", {_literal(a.fill)}"
+        fill = "" if a.fill is None else f", {number_text(a.fill)}"
         return f"{self.name(a.tensor)} = torch.{made}{literal_shape(a.shape)}{fill}, dtype=torch.{a.dtype})"
 
     def view(self, view: View) -> str:
@@ -166,9 +165,3 @@ def _tensors(part: Part | Repeat) -> Iterator[str]:
     for step in part.state.steps:
         for b in step.tile.buffers:
             yield source.get(b.tensor, b.tensor)
-
-
-def _literal(value: float | int | bool) -> str:
-    if isinstance(value, float) and math.isinf(value):
-        return "math.inf" if value > 0 else "-math.inf"
-    return repr(value)

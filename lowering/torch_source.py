@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from lowering import tile_ir as ir
+from lowering.tiling import identity
 from tdsl.affine import linear
 from tdsl.ir import Call, Clamp, Const, Expr, Index, Pad, free_indices
 from tdsl.ops import DTYPES, OPERATORS, OPS, REDUCTIONS
@@ -153,7 +154,7 @@ class _Printer:
             case ir.Full():
                 self.owned.add(op.dst.name)
                 return (
-                    f"torch.full(({''.join(self.length(a) + ', ' for a in op.dst.axes)}), {_number(op.fill)}, dtype=torch.{op.dst.dtype})"
+                    f"torch.full(({''.join(self.length(a) + ', ' for a in op.dst.axes)}), {number_text(op.fill)}, dtype=torch.{op.dst.dtype})"
                 )
             case ir.Mask():
                 return op.src.name
@@ -185,7 +186,7 @@ class _Printer:
                 or (op.op in OPERATORS and op.op not in ("and", "or", "not"))
                 or (op.op == "where" and any(isinstance(x, ir.Value) for x in op.args[1:]))
             ):
-                args.append(_number(a))
+                args.append(number_text(a))
             else:
                 dtype = op.dst.dtype if row.kind != "bool" else "bool"
                 args.append(self.constant(a, dtype))
@@ -218,7 +219,7 @@ class _Printer:
 
     def constant(self, value: float | int | bool, dtype: str) -> str:
         """A 0-d tensor, made once per module."""
-        text = f"torch.tensor({_number(value)}, dtype=torch.{dtype})"
+        text = f"torch.tensor({number_text(value)}, dtype=torch.{dtype})"
         return self.constants.setdefault(text, f"_{self.kernel.name}_c{len(self.constants)}")
 
     def fold(self, op: ir.Fold) -> str:
@@ -226,7 +227,7 @@ class _Printer:
         self.owned.add(op.dst.name)
         if any(self.kernel.axis(a).extent == 0 for a in op.axes):
             return (
-                f"torch.full(({''.join(self.length(a) + ', ' for a in op.dst.axes)}), {_number(_identity(op))}, dtype=torch.{op.dst.dtype})"
+                f"torch.full(({''.join(self.length(a) + ', ' for a in op.dst.axes)}), {number_text(_identity(op))}, dtype=torch.{op.dst.dtype})"
             )
         if op.reduction == "prod":  # torch.prod takes one dimension
             text = op.src.name
@@ -344,7 +345,7 @@ class _Printer:
         if not padded:
             return text
         return (
-            f"torch.where({self.within(op.buffer, op.subscripts, op.dst.axes)}, {text}, {_number(False if op.dst.dtype == 'bool' else 0)})"
+            f"torch.where({self.within(op.buffer, op.subscripts, op.dst.axes)}, {text}, {number_text(False if op.dst.dtype == 'bool' else 0)})"
         )
 
     def place(self, buffer: ir.Buffer, d: int, e: Expr, axes: tuple[str, ...]) -> str:
@@ -467,12 +468,11 @@ def _operands(op: ir.Operation) -> list[ir.Value]:
 
 
 def _identity(op: ir.Fold) -> float | int | bool:
-    from lowering.tiling import identity
-
     return identity(op.reduction, op.dst.dtype)
 
 
-def _number(value: float | int | bool) -> str:
+def number_text(value: float | int | bool) -> str:
+    """A number as Python text."""
     if isinstance(value, float) and (math.isinf(value) or math.isnan(value)):
         return "math.inf" if value > 0 else "-math.inf" if value < 0 else "math.nan"
     return repr(value)
@@ -483,4 +483,4 @@ def literal_shape(shape: tuple[int, ...]) -> str:
     return f"({''.join(f'{n}, ' for n in shape)})"
 
 
-__all__ = ["literal_shape", "parameters", "torch_source"]
+__all__ = ["literal_shape", "number_text", "parameters", "torch_source"]

@@ -26,7 +26,7 @@ from tdsl.ir import Program
 from tdsl.operators import call, checked, execute, recipe_of, remember
 from tdsl.runtime import Executor, Outputs, target_of
 from tdsl.signature import place_of, place_of_inputs
-from tdsl.swap import gradient
+from tdsl.swap import differentiable, gradient
 from tdsl.tangent import tangent
 from tdsl.text import parse
 
@@ -60,7 +60,7 @@ class Function:
         self._recording: dict[object, Differentiable | None] = {}
         self._gradients: dict[object, Function] = {}
         self._cast: dict[object, Function | None] = {}
-        self._differentiable = frozenset(gradient_inputs(program))
+        self._differentiable = frozenset(differentiable(program))
         self._single = len(program.outputs) == 1
         self._arity = len(program.params)
         self.__name__ = program.name
@@ -370,13 +370,6 @@ def _described(t: Tensor) -> str:
 
 def _gpu(target: str) -> str:
     return "cuda:90" if target == "cpu" else target
-
-
-def gradient_inputs(program: Program) -> tuple[str, ...]:
-    """The inputs that can have a gradient."""
-    from tdsl.swap import differentiable
-
-    return differentiable(program)
 
 
 def function(source: str | Program | Callable[..., Any] | None = None, *, name: str | None = None, backend: str | None = None) -> Any:

@@ -159,10 +159,6 @@ class Executor:
             limits[extent] = 1 << (most - 1).bit_length() if most else 0
         return limits
 
-    def forget(self) -> None:
-        """Drops what was compiled: a schedule changed."""
-        self._compiled.clear()
-
     def dtypes_for(self, args: Sequence[Any]) -> Mapping[str, str]:
         """The dtypes of all tensors of the flat program for such arguments."""
         key = self.key(args)

@@ -16,12 +16,15 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
+
+from tdsl.config import config as settings_of_tdsl
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -62,6 +65,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def settings() -> Iterator[None]:
+    """What a test set, and monkeypatch set back, does not count as set for the next test of its process."""
+    with settings_of_tdsl.using():
+        yield
 
 
 @pytest.fixture
