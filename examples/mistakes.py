@@ -106,9 +106,7 @@ MISTAKES: tuple[Mistake | _SECTION, ...] = (
     Mistake(errors.IndexError_, "index i is bound twice", "for i, ⟦i⟧:  Y[i] = A[i]"),
     Mistake(errors.IndexError_, "softmax goes over z, which is no index here", "Y[i,j] = ⟦softmax[z](A[i,j])⟧"),
     Mistake(
-        errors.IndexError_,
-        "index t is not on the left of `=`, so every step would write the same elements",
-        "for ordered t, b:  ⟦c[b]⟧ = X[b,t]",
+        errors.IndexError_, "softmax goes over i, and the range of j depends on it", "for i, j in 0:len[i]:  Y[i,j] = ⟦softmax[i](A[i,j])⟧"
     ),
     "Sizes",
     Mistake(
@@ -224,15 +222,15 @@ MISTAKES: tuple[Mistake | _SECTION, ...] = (
     "What the language has and one stage cannot do",
     Mistake(
         errors.Unsupported,
-        "the gradient of a partial `max=` onto an older version (swap rule)",
-        "Y[i] max= A[i,k]; ⟦Y[i+1] max= B[i,k]⟧",
+        "the gradient of a `max=` at computed places that runs over the steps of an ordered loop (swap rule)",
+        "def f(p[t,e], A[t,e], Y[n]) -> Y[n]: ⟦for ordered t, e:  Y[p[t,e]] max= A[t,e]⟧",
         "f.grad()",
     ),
     Mistake(errors.Unsupported, "the number of terms over index j is not known from a plain use of it", "Y[i] = mean[⟦j⟧](A[2*i+j])", "f.grad()"),
     Mistake(
         errors.Unsupported,
-        "the gradient of this loop needs the value that s[i] had at each step, and a later step overwrites it (swap rule)",
-        "for ordered t, i:  s[i] += X[t,i] * ⟦s[i]⟧",
+        "the gradient of this loop needs the value that h[j] had at each step, and a later step overwrites it (swap rule)",
+        "def f(len[t], X[t,n]) -> h[n]: for ordered t, j in 0:len[t]:  h[j] += sin(⟦h[j]⟧ * X[t,j])",
         "f.grad()",
     ),
     "Calls",

@@ -11,35 +11,43 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 
 from lowering import tile_ir
 from lowering.beside import beside
+from lowering.candidates import candidates
+from lowering.compared import compared_values, divides, rounds_between
 from lowering.contraction import contraction
+from lowering.control import RECOMPUTE, STORE, Control, configured, edited, saving_name
+from lowering.cost import Prediction, predict
 from lowering.cpp_schedule import CPU_SPLIT, PARALLEL, cpp_schedule, only_sums, takes_cpp
 from lowering.cpp_source import CppKernel, cpp_source
 from lowering.divide import divide, merged, on_parts, trimmed
 from lowering.evaluate import Memory
 from lowering.fold import fold_in
-from lowering.indirect import wide_sums
-from lowering.normalize import Split, normalize
+from lowering.indirect import places_of_products, wide_sums
+from lowering.normalize import normalize
 from lowering.plan import KernelPlan, Plan
 from lowering.plan import plan as make_plan
 from lowering.products import split_products
 from lowering.proofs import proved
 from lowering.ragged import Limits, masked
-from lowering.schedule import Schedule, default_schedule
+from lowering.registers import best_fit, told
+from lowering.schedule import Schedule
+from lowering.split import Split, split_reductions
+from lowering.split_streams import split_streams
 from lowering.state import Allocation, Part, Repeat, State, Step, contiguous
 from lowering.statement import extents
-from lowering.targets import TARGETS
+from lowering.targets import TARGETS, Target
 from lowering.tiling import identity, tile
 from lowering.torch_module import torch_module
 from lowering.triton_source import triton_source
-from tdsl.dtypes import category, dtype_of, written
+from tdsl.dtypes import WEAK, category, dtype_of, written
 from tdsl.errors import Unsupported
 from tdsl.infer import Spec, infer, resolve
-from tdsl.ir import REDUCTION_OF, Call, Const, Expr, Index, Loop, Program, Statement, statements, walk
+from tdsl.ir import REDUCTION_OF, Const, Index, Loop, Program, Statement, statements
 from tdsl.ops import DTYPES
-from tdsl.ssa import covers, ssa
+from tdsl.ssa import covers, versions
 
 __all__ = ["STAGES", "Allocation", "Observer", "Part", "Repeat", "State", "Step", "compile_program", "contiguous"]
 
@@ -53,7 +61,7 @@ def compile_program(
     target: str,
     values: Mapping[str, int] | None = None,
     *,
-    schedules: Mapping[str, Schedule] | None = None,
+    control: Control | None = None,
     input_precision: str = "ieee",
     stored: Mapping[str, str] | None = None,
     saved: frozenset[str] = frozenset(),
@@ -68,7 +76,7 @@ def compile_program(
     whose dtype in memory is another than the one that promotion takes them for (residuals again). results: dtypes of outputs,
     where they are not those of their last version alone. limits: the most that ranges which depend on the values of tensors are,
     by `ragged.extent_of`; without them the sizes of tensors bound such ranges. cpp_from: points of a statement from which a CPU's
-    kernels are C++ where they can be; None: never.
+    kernels are C++ where they can be; None: never. control: what a user fixed.
 
     Raises Unsupported for what the compiler cannot do yet, and whatever tdsl.infer raises.
     """
@@ -78,7 +86,7 @@ def compile_program(
         strides,
         TARGETS[target],
         dict(values or {}),
-        dict(schedules or {}),
+        control or Control(),
         input_precision,
         saved,
         dict(results or {}),
@@ -119,7 +127,10 @@ def normalize_statements(state: State) -> State:
 
     A program with ordered loops is divided into parts, each of which is a program of its own from here on.
     """
-    state = replace(state, program=ssa(state.program, state.shapes))
+    program, renamed, parts = versions(places_of_products(state.program, state.shapes), state.shapes)
+    shapes = {**{new: state.shapes[old] for new, old in {**renamed, **parts}.items()}, **state.shapes}
+    dtypes = {**{new: state.dtypes[old] for new, old in renamed.items()}, **state.dtypes}
+    state = replace(state, program=program, shapes=shapes, dtypes=dtypes)
     if any(isinstance(node, Loop) for node in state.program.body):
         return divide(state, normalize_part)
     writes = Counter(s.target.tensor for s in statements(state.program.body))
@@ -136,16 +147,17 @@ def normalize_part(state: State) -> State:
     """The same for a program of statements with constant ranges, whose names are versions."""
     on_gpu = state.target.backend != "cpu"
     narrow = frozenset(t for t, dtype in state.dtypes.items() if DTYPES[dtype].kind == "float" and DTYPES[dtype].bits == 16)
-    small = frozenset(t for t, dtype in state.dtypes.items() if on_gpu and DTYPES[dtype].bits < 32 and dtype != "bool")
+    small = frozenset(t for t, dtype in state.dtypes.items() if on_gpu and DTYPES[dtype].bits < 32)
     program, sums = wide_sums(state.program, state.shapes, narrow, small)
     shapes = {**state.shapes, **{new: state.shapes[old] for new, old in sums.items()}}
     dtypes = {**state.dtypes, **{new: state.dtypes[old] for new, old in sums.items()}}
-    split = Split(2 * state.target.sms) if on_gpu else CPU_SPLIT if state.cpp else None
-    program, apart = normalize(program, dtypes, fuses=on_gpu or state.cpp, split=split)
+    program = normalize(program, dtypes, fuses=on_gpu or state.cpp, stored=state.control.pins(STORE))
+    split = Split(2 * state.target.sms, passes=False) if on_gpu else CPU_SPLIT if state.cpp else None
+    program, apart = split_reductions(program, split) if split else (program, frozenset())
     assert state.inferred is not None
     for s in statements(program.body):
         name = s.target.tensor
-        if name in state.shapes or name in sums:
+        if name in state.dtypes or name in sums:
             continue
         if name not in shapes:
             size = extents(s)
@@ -159,7 +171,7 @@ def normalize_part(state: State) -> State:
         shapes=shapes,
         dtypes=dtypes,
         apart=apart,
-        stored={**state.stored, **_stored(program, dtypes, state.saved, apart), **{t: DTYPES[dtypes[t]].compute for t in sums}},
+        stored={**state.stored, **_stored(program, dtypes, state.saved, apart), **{t: "int64" if dtypes[t] == "bool" else DTYPES[dtypes[t]].compute for t in sums}},
     )
 
 
@@ -182,8 +194,18 @@ def plan_kernels(state: State) -> State:
     if state.parts:
         return merged(on_parts(state, plan_kernels))
     target = replace(state.target, name="c++") if state.cpp else state.target  # C++ fuses as a GPU's kernels do
-    plan = make_plan(state.program, state.shapes, {**state.dtypes, **state.stored}, target, state.apart)
-    return _for_cpp(state, plan) if state.cpp else replace(state, plan=plan)
+    apart = state.apart | (state.control.pins(STORE) & {s.target.tensor for s in statements(state.program.body)})
+    plan = make_plan(state.program, state.shapes, {**state.dtypes, **state.stored}, target, apart, state.control.pins(RECOMPUTE))
+    if state.cpp:
+        return _for_cpp(state, plan)
+    if state.target.backend == "cpu":
+        return replace(state, plan=plan)
+    plan, shapes, parts = split_streams(plan, target)
+    dtypes = {t: state.dtypes[of] for t, of in parts.items()}
+    stored = {t: DTYPES[dtype].compute for t, dtype in dtypes.items() if DTYPES[dtype].kind == "float"}
+    return replace(
+        state, plan=plan, shapes={**state.shapes, **shapes}, dtypes={**state.dtypes, **dtypes}, stored={**state.stored, **stored}
+    )
 
 
 def _for_cpp(state: State, plan: Plan) -> State:
@@ -208,19 +230,8 @@ def tile_kernels(state: State) -> State:
         return trimmed(merged(on_parts(state, tile_kernels)))
     assert state.plan is not None and state.inferred is not None
     exact = state.target.backend == "cpu"
-    strides = {name: state.strides.get(name) or contiguous(shape) for name, shape in state.shapes.items()}
-    counts = Counter(s.target.tensor for s in statements(state.program.body))
-    double = "float64" in state.dtypes.values()  # numbers keep all of their digits then
-    memory = Memory(
-        state.shapes,
-        strides,
-        state.dtypes,
-        state.inferred.weak,
-        by_value=exact or not double,
-        updated=frozenset(t for t, n in counts.items() if n > 1 or t in state.program.inputs),
-        stored={**state.stored, **{n: "float64" for n in state.inferred.weak if double and DTYPES[state.dtypes[n]].kind == "float"}},
-        compares=any(_compares_quotients(s.value) for s in statements(state.program.body)),
-    )
+    memory = memory_of(state)
+    strides = memory.strides
     made = set(state.program.inputs)
     steps = []
     for kernel in state.plan.kernels:
@@ -234,8 +245,12 @@ def tile_kernels(state: State) -> State:
         if tiled is None and shapes is not state.shapes:  # no C++ after all: each kernel for itself
             return tile_kernels(plan_kernels(replace(state, chunks=None)))
         if tiled is None:
-            schedule = state.schedules.get(kernel.name) or default_schedule(kernel, strides, {**state.dtypes, **state.stored}, state.target)
-            tiled = replace(tile(kernel, schedule, here, exact=exact), input_precision=state.input_precision)
+            dtypes = {**state.dtypes, **state.stored}
+            tiles = partial(_tiles, kernel, here, state.input_precision, exact=exact)
+            schedules = candidates(kernel, strides, dtypes, state.target, state.input_precision)
+            tiled = best_fit(map(tiles, schedules), state.target, partial(_predicted, kernel, state.target))
+            if kernel.name in state.control.schedules:
+                tiled = told(tiles(configured(kernel, tiled, state.control.schedules[kernel.name], exact=exact)), state.target)
         allocate, direct = [], set()
         for s in kernel.statements:
             name = s.target.tensor
@@ -253,10 +268,42 @@ def tile_kernels(state: State) -> State:
     return replace(state, steps=tuple(steps))
 
 
-def _compares_quotients(value: Expr) -> bool:
-    """Whether an expression asks if a quotient equals something: the ties of a maximum do."""
-    equations = (e for e in walk(value) if isinstance(e, Call) and e.op in ("eq", "ne"))
-    return any(isinstance(x, Call) and x.op == "div" for e in equations for x in walk(e))
+def _predicted(plan: KernelPlan, target: Target, kernel: tile_ir.Kernel) -> Prediction:
+    return predict(plan, kernel, target)
+
+
+def memory_of(state: State) -> Memory:
+    """What the kernels of a planned program must know of its tensors."""
+    assert state.inferred is not None
+    strides = {name: state.strides.get(name) or contiguous(shape) for name, shape in state.shapes.items()}
+    counts = Counter(s.target.tensor for s in statements(state.program.body))
+    double = "float64" in state.dtypes.values()  # numbers keep all of their digits then
+    compared = compared_values(state.program, state.saved)
+    return Memory(
+        state.shapes,
+        strides,
+        state.dtypes,
+        state.inferred.weak,
+        by_value=state.target.backend == "cpu" or not double,
+        updated=frozenset(t for t, n in counts.items() if n > 1 or t in state.program.inputs),
+        stored={**state.stored, **{n: "float64" for n in _of_numbers(state) if double and DTYPES[state.dtypes[n]].kind == "float"}},
+        compares=any(divides(e) for e in compared),
+        fused=not any(rounds_between(e) for e in compared),
+    )
+
+
+def _of_numbers(state: State) -> frozenset[str]:
+    """Python numbers, and intermediates that are made of nothing else."""
+    assert state.inferred is not None
+    ranks = {t: -1 if t in state.inferred.weak else len(shape) for t, shape in state.shapes.items()}
+    inside = {s.target.tensor: s for s in statements(state.program.body)}
+    outside = {*state.program.inputs, *state.program.results} - state.saved
+    made = {t for t, s in inside.items() if t not in outside and dtype_of(s.value, state.dtypes, ranks)[1] == WEAK}
+    return state.inferred.weak | made
+
+
+def _tiles(kernel: KernelPlan, memory: Memory, precision: str, schedule: Schedule, *, exact: bool) -> tile_ir.Kernel:
+    return replace(tile(kernel, schedule, memory, exact=exact), input_precision=precision)
 
 
 def _in_cpp(kernel: KernelPlan, state: State, memory: Memory) -> tuple[tile_ir.Kernel | None, CppKernel | None]:
@@ -265,14 +312,16 @@ def _in_cpp(kernel: KernelPlan, state: State, memory: Memory) -> tuple[tile_ir.K
         return None, None
     if only_sums(kernel.statements):  # each is a loop of its own to the tiler; the printer makes them one
         kernel = replace(kernel, stream=())
-    schedule = state.schedules.get(kernel.name) or cpp_schedule(kernel, memory.strides)
     try:
-        tiled = tile(kernel, schedule, memory, exact=True)
-        cpp = cpp_source(tiled)
+        tiled = tile(kernel, cpp_schedule(kernel, memory.strides), memory, exact=True)
+        shared = {state.shares.get(t, t) for t in kernel.writes}
+        names = [t for t in (*kernel.reads, *kernel.writes) if state.shares.get(t, t) in shared]
+        overlap = frozenset(t for t in names if sum(state.shares.get(o, o) == state.shares.get(t, t) for o in names) > 1)
+        cpp = cpp_source(tiled, overlap)
     except Unsupported:
         return None, None
     points = max(math.prod(extents(s).values()) for s in kernel.statements)
-    return tiled, cpp if points >= PARALLEL else replace(cpp, parallel=False)
+    return tiled, cpp if points >= PARALLEL and not overlap else replace(cpp, parallel=False)
 
 
 def print_kernels(state: State) -> State:
@@ -285,7 +334,10 @@ def print_kernels(state: State) -> State:
     steps = []
     for step in state.steps:
         source, integers = triton_source(step.tile)
-        steps.append(replace(step, source=source, integers=integers))
+        name = saving_name(source.name, tuple(o for o in state.program.results if o in state.saved))
+        text = state.control.sources.get(name) or state.control.sources.get(source.name)
+        own = None if text is None else edited(source, text, name)
+        steps.append(replace(step, source=own or source, integers=integers, unedited=own and source))
     return replace(state, steps=tuple(steps), text="\n\n".join(s.source.source for s in steps if s.source))
 
 

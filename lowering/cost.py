@@ -1,6 +1,6 @@
 """How long a kernel takes at best: the roofline of its plan and tiles on a chip.
 
-    seconds = max(tensor cores, arithmetic, exponentials, memory) + launch
+    seconds = max(tensor cores, shared memory, arithmetic, exponentials, cache, memory) + launch
 
 Each term is work over the rate that large problems sustain (`Target.sustained_flops`, `sustained_bandwidth`), as in Williams, Waterman
 and Patterson, "Roofline", CACM 2009.
@@ -8,8 +8,14 @@ and Patterson, "Roofline", CACM 2009.
 - Work is what the tile IR executes: padded lanes and what is computed again per tile count. A `Dot` of 16-bit, int8 or tf32 operands runs
   on tensor cores; other dots and everything elementwise on the vector units, where `Op.cost` counts instructions that take the place of
   two FLOPs. Exponentials, logarithms, roots and divisions take one result each of the special-function units.
+  Products of 16-bit tiles below the rows of a warp group run at _MMA_SHARE of the tensor cores' rate where there are warp groups.
+- Shared memory: what the tensor cores read of it, 128 bytes per clock and SM. A warp group reads its rows and all columns; warps that
+  run by themselves share rows and columns by two. Products on the vector units issue a load for every four values of their operands.
 - Wave quantization: programs run in waves of one per SM, and the last wave is as long as a full one: the compute terms are divided by
-  `share` = programs / (waves * SMs). Half of the SMs are taken to saturate memory.
+  `share` = programs / (waves * SMs).
+- Cache: every tile that a program loads comes out of the last-level cache.
+- Memory is as fast as there are bytes on their way (Little's law): those of the loads of one step of a loop, once per stage ahead, in
+  as many programs as SMs hold. A kernel whose bytes are few takes the latency of memory.
 - A loop with limits (of causal attention, say) takes the mean of its steps over the grid.
 - Memory: `compulsory_bytes` is every element that is touched, once. Programs that run together read a tile once, and what a wave reads
   twice comes from the last-level cache if all that the wave reads fits there; what a later wave reads again counts again, unless all
@@ -30,6 +36,7 @@ from statistics import fmean
 
 from lowering import tile_ir as ir
 from lowering.plan import KernelPlan
+from lowering.schedule import WGMMA, WGMMA_ROWS
 from lowering.targets import Target
 from tdsl.ir import Call, Const, Expr, Index, free_indices
 from tdsl.ops import DTYPES, OPS
@@ -38,6 +45,9 @@ from tdsl.ops import DTYPES, OPS
 _SPECIAL_COST = 8.0
 _SPECIAL = re.compile(r"tl\.(?:exp2?|log2?|r?sqrt|sin|cos|sigmoid|erf)\(| / ")
 # How many vector or tensor-core passes one dot takes, by its input precision.
+_MMA_SHARE = 0.62  # of what wgmma reaches on H100, as measured for mma.sync
+_LATENCY = 0.7e-6  # seconds from a load to its data
+_SHARED_COST = 8.0  # bytes of shared memory per special-function result: 128 and 16 per clock and SM
 _PASSES = {"tf32": 1, "tf32x3": 3, "bf16x3": 3, "bf16x6": 6}
 
 
@@ -45,9 +55,11 @@ _PASSES = {"tf32": 1, "tf32x3": 3, "bf16x3": 3, "bf16x6": 6}
 class Prediction:
     """What the roofline says of one kernel.
 
-    seconds: of one launch. bound: the term that decides: "tensor cores", "arithmetic", "exponentials", "memory" or "launch".
+    seconds: of one launch. bound: the term that decides: "tensor cores", "shared memory", "arithmetic", "exponentials", "cache",
+    "memory" or "launch".
     flops: of the plan, without recomputation and padding. bytes: moved from and to memory. compulsory_bytes: each touched element once.
-    exps: results of the special-function units. share: of the chip, busy averaged over the waves. terms: seconds by bound.
+    exps: results of the special-function units. share: of the chip, busy averaged over the waves. least: seconds that
+    no tiles can undercut: tensor cores and exponentials with no SM idle, each byte once. terms: seconds by bound.
     """
 
     seconds: float
@@ -57,6 +69,7 @@ class Prediction:
     compulsory_bytes: int
     exps: int
     share: float
+    least: float
     terms: Mapping[str, float] = field(hash=False)
 
 
@@ -66,18 +79,30 @@ def predict(plan: KernelPlan, kernel: ir.Kernel, target: Target, *, compiled: bo
     work = _Work(kernel, target, compiled)
     programs = kernel.programs
     share = 1.0 if target.backend == "cpu" or not programs else programs / (math.ceil(programs / target.sms) * target.sms)
-    fills = 1.0 if target.backend == "cpu" else min(1.0, 2 * max(1, programs) / target.sms)
+    fills = 1.0 if target.backend == "cpu" else _fills(kernel, target, work)
     peak = {name: rate * target.sustained_flops for name, rate in target.flops.items()}
     terms = {
         "tensor cores": sum(work.tensor[name] / peak[name] for name in work.tensor) / share,
         "arithmetic": sum(work.vector[name] / peak[name] for name in work.vector) / share,
         "exponentials": work.exps / target.exps / share,
+        "shared memory": work.shared / (_SHARED_COST * target.exps) / share,
+        "cache": 0.0 if target.backend == "cpu" else work.fetched / target.cache_bandwidth,
         "memory": work.bytes / (target.bandwidth * target.sustained_bandwidth) / fills,
         "launch": target.launch * work.launches,
     }
     bound = max(terms, key=terms.__getitem__)
     seconds = max(terms[name] for name in terms if name != "launch") + terms["launch"]
-    return Prediction(seconds, bound, plan.flops, work.bytes, work.compulsory, work.exps, share, terms)
+    once = work.compulsory / (target.bandwidth * target.sustained_bandwidth)
+    least = max(share * terms["tensor cores"], share * terms["exponentials"], once) + terms["launch"]
+    return Prediction(seconds, bound, plan.flops, work.bytes, work.compulsory, work.exps, share, least, terms)
+
+
+def _fills(kernel: ir.Kernel, target: Target, work: _Work) -> float:
+    """The share of memory's rate that the bytes on their way make up."""
+    threads = kernel.num_warps * target.warp
+    resident = min(max(1, kernel.programs), target.sms * max(1, min(target.blocks, target.threads // (2 * threads))))
+    needed = target.bandwidth * target.sustained_bandwidth * _LATENCY
+    return min(1.0, max(1, resident * work.on_the_way) / needed)
 
 
 def special_results(op: str) -> int:
@@ -104,6 +129,7 @@ class _Work:
         self.exps = 0
         self.operations = 0
         self.passed = 0
+        self.shared = 0
         self.loads: list[tuple[ir.Load, float]] = []
         self.stored: Counter[ir.Buffer] = Counter()
         for op, times in _executed(kernel, kernel.body, 1.0):
@@ -111,6 +137,8 @@ class _Work:
         written = sum(self.stored.values())
         self.compulsory = sum(self._read_once().values()) + written
         self.bytes = self._loaded() + written + self.passed
+        self.fetched = sum(round(self._tile(op) * times * kernel.programs) for op, times in self.loads)
+        self.on_the_way = max(self._on_the_way(kernel.body, 1), 1)
         self.launches = 1 if compiled else max(1, self.operations)
 
     # -- operations -----------------------------------------------------------------------------------------------------
@@ -151,12 +179,42 @@ class _Work:
         self.along[op.dst.name] = self.along.get(op.lhs.name, frozenset()) | self.along.get(op.rhs.name, frozenset())
         flops = 2 * total * self._elements(op.dst) * math.prod(self.tiles[a] for a in op.contract)
         dtype, precision = op.lhs.dtype, self.kernel.input_precision
+        rows = max((self.tiles[a] for a in op.dst.axes), default=1)
         if dtype in ("float16", "bfloat16", "int8"):
-            self.tensor[dtype] += flops
+            self.tensor[dtype] += round(flops / self._rate(rows))
         elif dtype == "float32" and precision in _PASSES and self.target.backend != "cpu":
-            self.tensor["bfloat16" if precision.startswith("bf16") else "tf32"] += _PASSES[precision] * flops
+            self.tensor["bfloat16" if precision.startswith("bf16") else "tf32"] += round(_PASSES[precision] * flops / self._rate(rows))
         else:
-            self.vector[_class(dtype)] += flops
+            elements = max(1, self._elements(op.dst) // (self.kernel.num_warps * self.target.warp))
+            side = 4 if elements >= 16 else 2 if elements >= 4 else 1
+            operands = 0.0 if self.target.backend == "cpu" else (side + max(side, elements // side)) / 4 / elements
+            self.vector[_class(dtype)] += round(flops * (1 + operands))
+            return
+        self.shared += total * self._read_by(op) * _item(dtype)
+
+    def _rate(self, rows: int) -> float:
+        return _MMA_SHARE if self.target.name in WGMMA and rows < WGMMA_ROWS else 1.0
+
+    def _read_by(self, op: ir.Dot) -> int:
+        """Elements of shared memory that the tensor cores read for a dot."""
+        first = op.dst.axes[0] if op.dst.axes else ""
+        left, right = (op.lhs, op.rhs) if first in op.lhs.axes else (op.rhs, op.lhs)
+        rows = self.tiles.get(first, 1)
+        if self.target.name in WGMMA and rows >= WGMMA_ROWS:
+            together = 2 * WGMMA_ROWS if self.target.name == "cuda:100" else WGMMA_ROWS  # tcgen05 multiplies 128 rows at once
+            return self._elements(left) + max(1, rows // together) * self._elements(right)
+        return 2 * (self._elements(left) + self._elements(right))
+
+    def _tile(self, op: ir.Load) -> int:
+        return self._elements(op.dst) * _item(op.buffer.dtype)
+
+    def _on_the_way(self, body: tuple[ir.Operation, ...], ahead: int) -> int:
+        """Bytes that a program has loads of under way: of one step of a loop, with its stages where dots are fed."""
+        own = ahead * sum(self._tile(op) for op in body if isinstance(op, ir.Load))
+        inner = [op for op in body if isinstance(op, ir.For)]
+        stages = max(1, self.kernel.num_stages - 1)
+        fed = [self._on_the_way(op.body, stages if any(isinstance(o, ir.Dot) for o in op.body) else 1) for op in inner]
+        return max([own, *fed])
 
     def _pass(self, op: ir.Elementwise | ir.Dot | ir.Fold | ir.Mask, total: int) -> None:
         """On a CPU, what an operation writes to memory and reads of other operations' results."""

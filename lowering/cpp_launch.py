@@ -24,12 +24,13 @@ from lowering.cpp_source import CppKernel, cpp_module
 from tdsl.errors import CompileError
 from tdsl.ops import DTYPES
 
-# No -ffast-math: infinities and NaN mean what they mean, and sums keep their order. A multiplication and an addition may be
-# one operation; signed integers wrap, as torch's do.
+# No -ffast-math: infinities and NaN mean what they mean, and sums keep their order; signed integers wrap, as torch's do.
 FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-w", "-fno-exceptions", "-fno-rtti"),
-    *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fwrapv"),
+    *("-fno-math-errno", "-fno-trapping-math", "-fwrapv"),
 )
+# Whether a multiplication and an addition may be one operation.
+FUSED = {True: "-ffp-contract=fast", False: "-ffp-contract=off"}
 OPENMP = "-fopenmp"
 
 Function = Callable[..., None]
@@ -66,7 +67,7 @@ def functions(kernels: Sequence[CppKernel]) -> dict[str, Any]:
 
     Raises CompileError where the compiler is missing or rejects the source.
     """
-    library = load(cpp_module(kernels))
+    library = load(cpp_module(kernels), fused=all(k.fused for k in kernels))
     found: dict[str, Any] = {}
     for k in kernels:
         function = getattr(library, k.name)
@@ -79,14 +80,15 @@ def functions(kernels: Sequence[CppKernel]) -> dict[str, Any]:
     return found
 
 
-def load(source: str) -> ctypes.CDLL:
+def load(source: str, *, fused: bool = True) -> ctypes.CDLL:
     """The library of a source, from this process, from disk, or compiled now."""
-    key = hashlib.sha256("\n".join([source, *FLAGS, _machine()]).encode()).hexdigest()[:32]
+    flags = (*FLAGS, FUSED[fused])
+    key = hashlib.sha256("\n".join([source, *flags, _machine()]).encode()).hexdigest()[:32]
     if key not in _loaded:
         path = disk_cache.directory() / "cpp" / f"{key}.so"
         entry = disk_cache.read("cpp", key)
         if entry is None or _checksum(path) != entry.get("sha256"):
-            path = compile_source(source, path)
+            path = compile_source(source, path, flags)
             disk_cache.write("cpp", key, {"sha256": _checksum(path)})
         _loaded[key] = ctypes.CDLL(str(path))
     return _loaded[key]
@@ -99,7 +101,7 @@ def _checksum(path: Path) -> str | None:
         return None
 
 
-def compile_source(source: str, path: Path) -> Path:
+def compile_source(source: str, path: Path, flags: Sequence[str] = (*FLAGS, FUSED[True])) -> Path:
     """Compiles a source to `path`, or to a temporary folder where that cannot be written. Readers see all of a library or none."""
     program = compiler()
     if program is None:
@@ -113,8 +115,8 @@ def compile_source(source: str, path: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as work:
         text, made = Path(work) / "kernels.cpp", Path(work) / "kernels.so"
         text.write_text(source)
-        for flags in ([*FLAGS, OPENMP], FLAGS):  # a compiler without OpenMP runs one thread
-            done = subprocess.run([program, *flags, str(text), "-o", str(made)], capture_output=True, text=True, check=False)
+        for options in ([*flags, OPENMP], flags):  # a compiler without OpenMP runs one thread
+            done = subprocess.run([program, *options, str(text), "-o", str(made)], capture_output=True, text=True, check=False)
             if done.returncode == 0:
                 break
         else:

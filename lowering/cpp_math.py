@@ -357,9 +357,20 @@ template <class T> INLINE T floordiv(T a, T b) {
     return d == 0 ? T(__builtin_copysign(0.0, a / b)) : d - f > T(0.5) ? f + 1 : f;
 }
 """,
+    "mix": """\
+INLINE i64 hashed(i64 h) {
+    h = (h ^ (h >> 16)) * 73244475 & 4294967295LL;
+    h = (h ^ (h >> 16)) * 73244475 & 4294967295LL;
+    return h ^ (h >> 16);
+}
+INLINE i64 folded(i64 x) { return ((x & 4294967295LL) + (x >> 32 & 4294967295LL) * 73244475) & 4294967295LL; }
+INLINE i64 mix(i64 a, i64 b) { return hashed((hashed(folded(a)) + folded(b)) & 4294967295LL); }
+INLINE float rand(i64 key) { return float(hashed(folded(key)) >> 8) / 16777216.0f; }
+""",
 }  # fmt: skip
 
 _PROVIDES = {
+    "mix": ("mix", "rand", "hashed", "folded"),
     "bits": ("bits", "real", "fma"),
     "half": ("from_f16", "to_f16"),
     "brain": ("from_bf16", "to_bf16"),
@@ -376,7 +387,7 @@ _COMMENT = re.compile(r"//.*")
 
 def known(op: str) -> bool:
     """Whether generated code can call a function of ops.OPS: it stands here, or its row defines it by others that do."""
-    return op in _PIECES or bool(OPS[op].definition)
+    return op in _OF or bool(OPS[op].definition)
 
 
 def prelude(names: Iterable[str]) -> str:

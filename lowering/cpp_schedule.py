@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 
 from lowering.addresses import axis_step
 from lowering.contraction import accesses, contraction
-from lowering.normalize import Split, cost
+from lowering.normalize import cost
 from lowering.plan import KernelPlan
 from lowering.products import is_library
 from lowering.schedule import Schedule
+from lowering.split import Split
 from lowering.statement import power_of_two
 from tdsl.ir import Access, Expr, Index, Statement, children, expressions, free_indices, reads, walk
 

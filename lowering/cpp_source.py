@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lowering import cpp_math
 from lowering import tile_ir as ir
@@ -124,7 +124,7 @@ template <class T> static void transposed(const T* __restrict__ from, i64 step, 
 class CppKernel:
     """One function. buffers: its first arguments, pointers or numbers. integers: values of the sizes and strides that follow.
 
-    calls: functions of cpp_math that it needs. parallel: whether several threads may run it.
+    calls: functions of cpp_math that it needs. parallel: whether several threads may run it. fused: as of its tile IR.
     """
 
     name: str
@@ -133,11 +133,15 @@ class CppKernel:
     integers: tuple[int, ...]
     calls: frozenset[str]
     parallel: bool
+    fused: bool = True
 
 
-def cpp_source(kernel: ir.Kernel) -> CppKernel:
-    """`extern "C" void name(buffers.., const i64* integers, int threads)`. Raises Unsupported for what stays torch code."""
-    return _Printer(factor_out(merge(kernel))).run()
+def cpp_source(kernel: ir.Kernel, overlap: frozenset[str] = frozenset()) -> CppKernel:
+    """`extern "C" void name(buffers.., const i64* integers, int threads)`. Raises Unsupported for what stays torch code.
+
+    overlap: tensors that are the same memory, under several names.
+    """
+    return replace(_Printer(factor_out(merge(kernel)), overlap).run(), fused=kernel.fused)
 
 
 def cpp_module(kernels: Sequence[CppKernel]) -> str:
@@ -148,8 +152,9 @@ def cpp_module(kernels: Sequence[CppKernel]) -> str:
 
 
 class _Printer:
-    def __init__(self, kernel: ir.Kernel):
+    def __init__(self, kernel: ir.Kernel, overlap: frozenset[str]):
         self.kernel = kernel
+        self.overlap = overlap
         self.plan: Nests = nests(kernel)
         self.integers: dict[str, int] = {}
         self.calls: set[str] = set()
@@ -214,7 +219,8 @@ class _Printer:
         if b.number:
             return f"{'double' if DTYPES[b.dtype].kind == 'float' else 'i64'} {name}"
         written = any(isinstance(op, ir.Store) and op.buffer.tensor == b.tensor for op in ir.operations(self.kernel.body))
-        return f"{'' if written else 'const '}{STORAGE[b.dtype]}* __restrict__ {name}"
+        alone = "" if b.tensor in self.overlap else "__restrict__ "
+        return f"{'' if written else 'const '}{STORAGE[b.dtype]}* {alone}{name}"
 
     def head(self, parallel: list[ir.Axis]) -> tuple[list[str], str]:
         """The parallel loop and which tile of each axis this program computes."""

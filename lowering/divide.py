@@ -190,6 +190,7 @@ class _Division:
         part = replace(
             state, program=program, shapes=sizes, strides=strides, dtypes=dtypes, stored=stored, inferred=inferred, placed=made.placed, parts=()
         )
+        part = replace(part, shares={name: view.tensor for name, view in source.items()})
         views = tuple(v for v in made.views if v.tensor in made.memory and v.name != v.tensor)
         return Part(self.normalize(part), views, made.aliases, made.numbers)
 
@@ -243,6 +244,7 @@ def merged(state: State) -> State:
         memory = {**{t: tensor_bytes(a.shape, a.dtype) for t, a in over.items()}, **memory}
         kernels = tuple(k for p in plans for k in p.kernels)
         recomputed = frozenset(t for p in plans for t in p.recomputed if t in state.shapes)
-        plan = Plan(kernels, memory, state.program, shapes, dtypes, recomputed)
+        choices = tuple(c for p in plans for c in p.choices)
+        plan = Plan(kernels, memory, state.program, shapes, dtypes, recomputed, choices)
     steps = tuple(step for part in found for step in part.steps)
     return replace(state, plan=plan, steps=steps, shapes=shapes, dtypes=dtypes, stored=stored)

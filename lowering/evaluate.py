@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from lowering import tile_ir as ir
+from lowering.exponent import in_base_2
 from lowering.plan import KernelPlan
 from lowering.schedule import Schedule
 from lowering.statement import identifier, plain
@@ -44,7 +45,8 @@ class Memory:
 
     numbers: those that are Python numbers; by_value: whether they are passed as such (as float32) or through memory.
     updated: those that more than one statement writes. stored: dtypes in memory, where they are not those that promotion uses.
-    compares: whether the program compares quotients: then every kernel divides the same way, so that equal ones are equal.
+    compares: whether the program compares quotients: then every kernel divides the same way, so that equal ones are equal. fused: a
+    multiplication and an addition may be one operation; where what they make is compared, they may not.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -55,6 +57,7 @@ class Memory:
     updated: frozenset[str] = frozenset()
     stored: Mapping[str, str] = field(default_factory=dict)
     compares: bool = False
+    fused: bool = True
 
     def storage(self, tensor: str) -> str:
         """The dtype that a tensor has in memory."""
@@ -188,8 +191,14 @@ class Evaluator:
             case Call(op="pow", args=(x, Const(value=power))) if power == 0.5:
                 return self.call("sqrt", [self.eval(x)])
             case Call(op=op, args=args):
+                if not self.exact and not self.double and (spread := in_base_2(expr, self._axes, self.definitions)) is not None:
+                    return self.eval(spread)
                 return self.call(op, [self.eval(a) for a in args])
         raise Unsupported(f"{type(expr).__name__} cannot stand in a kernel (tiling)", span=expr.span)
+
+    def _axes(self, e: Expr) -> frozenset[str]:
+        """The tile axes along which an expression varies, without making it."""
+        return frozenset(self.tile_axes(free_indices(e)))
 
     def type_of(self, v: ir.Operand) -> Typed:
         return self.typed[v.name] if isinstance(v, ir.Value) else dtype_of(Const(v), {}, {})
@@ -213,7 +222,8 @@ class Evaluator:
         if op in DTYPES:
             return self.cast_to(self.as_value(args[0]), op, (op, common[1]))
         compute = "bool" if op in ("and", "or", "not") else self.compute(common)
-        if compute == "bool" and op in ("add", "mul", "sub", "neg", "maximum", "minimum", "abs", "sign", "max", "min"):
+        settled = row.kind in DTYPES and row.kind != "bool"  # the function itself says what it gives
+        if compute == "bool" and (settled or op in ("add", "mul", "sub", "neg", "maximum", "minimum", "abs", "sign", "max", "min")):
             compute = "int64"
         bounds = self._bounds(op, args) if compute == "int64" else None
         compute = "int32" if bounds else compute
@@ -222,8 +232,8 @@ class Evaluator:
             return self.call("mul", [args[0], self.call("div", [1.0, args[1]])])
         if op in ("floor", "ceil") and DTYPES[compute].kind != "float":
             return cast[0]
-        result = "bool" if row.kind == "bool" else compute
-        typed: Typed = ("bool", common[1]) if row.kind == "bool" else common
+        result = "bool" if row.kind == "bool" else DTYPES[row.kind].compute if settled else compute
+        typed: Typed = (row.kind, common[1]) if settled or row.kind == "bool" else common
         if compute == "int64" and typed[0] == "bool" and row.kind != "bool":
             typed = ("int64", typed[1])
         axes = self.sort({axis for a in cast if isinstance(a, ir.Value) for axis in a.axes})

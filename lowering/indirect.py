@@ -2,6 +2,7 @@
 
 y[n] = S[n,t[n]]            -->  S.at[n] += A[n,d]*B[t[n],d];  y[n] = S.at[n]     (S[n,v] += A[n,d]*B[v,d])
 T[n,v] = 0; T[n,t[n]] += e  -->  T[n,v] = 0 + where(v == t[n], e, 0)
+Y[p[e]] *= x[e]             -->  Y[n] *= where(n == p[e], x[e], 1)
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from tdsl.ir import (
     Const,
     Expr,
     Index,
+    Loop,
     Pad,
     Program,
     Range,
@@ -28,6 +30,7 @@ from tdsl.ir import (
     rebuild,
     statements,
     substitute,
+    walk,
 )
 from tdsl.simplify import simplify_expr
 
@@ -47,13 +50,13 @@ def wide_sums(
 
         E.grad[ids[b],d] += g[b,d]   -->   E.grad.sum[ids[b],d] += g[b,d];  E.grad[n0,n1] = E.grad.sum[n0,n1]
 
-    narrow: the 16-bit tensors. small: tensors whose maxima and minima cannot be collected as they are, since no GPU has atomics for
-    their type. Returns the program and, per new tensor, the one that it stands for.
+    narrow: the 16-bit tensors. small: tensors that cannot be collected as they are, since no GPU has atomics for their type.
+    Returns the program and, per new tensor, the one that it stands for.
     """
     body = list(statements(program.body))
     counts = Counter(s.target.tensor for s in body)
     by_element = [s for s in body if counts[s.target.tensor] > 1 or not plain(s.target)]
-    collected = {s.target.tensor for s in by_element if s.op == "+="} & narrow
+    collected = {s.target.tensor for s in by_element if s.op == "+="} & (narrow | small)
     collected |= {s.target.tensor for s in by_element if s.op in ("max=", "min=")} & small
     names: dict[str, str] = {}
     taken = {*counts, *program.inputs, *shapes}
@@ -72,6 +75,51 @@ def wide_sums(
             ranges = tuple(Range(i.name, Const(0), Const(n)) for i, n in zip(indices, shapes[name], strict=True))
             result.append(Statement(ranges, Access(name, indices), "=", Access(names[name], indices), s.span))
     return replace(program, body=tuple(result)), {new: old for old, new in names.items()}
+
+
+def places_of_products(program: Program, shapes: Mapping[str, tuple[int, ...]]) -> Program:
+    """Products at computed places, or of some elements only, walk all elements: there are no atomic products.
+
+        Y[p[e]] *= x[e]   -->   Y[n] *= where(n == p[e], x[e], 1)
+    """
+    return replace(program, body=tuple(_placed(node, shapes, frozenset()) for node in program.body))
+
+
+def _placed(node: Statement | Loop, shapes: Mapping[str, tuple[int, ...]], outer: frozenset[str]) -> Statement | Loop:
+    if isinstance(node, Loop):
+        outer |= {r.index for r in node.ranges}
+        return replace(node, body=tuple(_placed(child, shapes, outer) for child in node.body))
+    if node.op != "*=":
+        return node
+    shape = shapes[node.target.tensor]
+    whole = {r.index: r.hi for r in node.ranges if r.lo == Const(0)}
+    kept: set[str] = set()
+    taken = {*outer, *node.indices, *(e.name for e in walk(node.value) if isinstance(e, Index))}
+    subscripts: list[Expr] = []
+    ranges: list[Range] = []
+    conditions: list[Expr] = []
+    for d, e in enumerate(node.target.subscripts):
+        if isinstance(e, Index) and whole.get(e.name) == Const(shape[d]) and e.name not in kept:
+            kept.add(e.name)
+            subscripts.append(e)
+        elif not isinstance(e, Clamp) and free_indices(e) and set(free_indices(e)) <= outer:
+            subscripts.append(e)  # the step of an ordered loop settles it
+        else:
+            place = Index(fresh_name(f"n{d}", taken))
+            taken.add(place.name)
+            value = e.value if isinstance(e, Pad | Clamp) else e
+            if isinstance(e, Clamp):
+                value = Call("maximum", (Call("minimum", (value, Const(shape[d] - 1))), Const(0)))
+            subscripts.append(place)
+            ranges.append(Range(place.name, Const(0), Const(shape[d])))
+            conditions.append(Call("eq", (place, value)))
+    if not conditions:
+        return node
+    hit = conditions[0]
+    for c in conditions[1:]:
+        hit = Call("and", (hit, c))
+    target = replace(node.target, subscripts=tuple(subscripts))
+    return replace(node, ranges=(*ranges, *node.ranges), target=target, value=Call("where", (hit, node.value, Const(1))))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -6,16 +6,26 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
+from lowering.contraction import contraction
 from lowering.kernel_shape import RESIDENT_ROW, grid_of, kernel_shape
 from lowering.statement import extents, plain
+from lowering.stream import passes
 from tdsl.ir import Access, Expr, Index, Statement, free_indices, fresh_name, reads, substitute
 
 # Programs below which a kernel with long rows leaves most of a chip idle.
 FEW_PROGRAMS = 128
+# Points of a row of matrix products that a program of a GPU has done in about the time that another launch takes (5 us): 16 rows of
+# so many multiply-adds are 4 MFLOP.
+LAUNCH_ROW = 1 << 17
+# Elements of a stream that are worth a program of their own, and of a sum that is made at each of them.
+PART, SHORT_SUM = 256, 256
 
 
-def join(producer: list[Statement], consumer: list[Statement], kept: set[str], recomputed: frozenset[str]) -> list[Statement] | None:
-    """The statements of both on one set of names, or None where they cannot share a kernel or should not."""
+def join(
+    producer: list[Statement], consumer: list[Statement], kept: set[str], recomputed: frozenset[str], splits: bool
+) -> list[Statement] | None:
+    """The statements of both on one set of names, or None where they cannot share a kernel or should not. splits: whether a long
+    stream of few programs gets parts of its own later."""
     written = {s.target.tensor for s in producer}
     if any(not plain(s.target) for s in producer) or any(s.target.tensor in kept and not plain(s.target) for s in consumer if s.reduced):
         return None
@@ -35,9 +45,26 @@ def join(producer: list[Statement], consumer: list[Statement], kept: set[str], r
     size = {i: n for s in joined for i, n in extents(s).items()}
     programs = [math.prod(size[i] for i in grid) for grid in (*grids, grid_of(joined))]
     rows = max(math.prod(n for i, n in extents(s).items() if i not in grid_of(joined)) for s in joined)
-    if set(grid_of(joined)) not in grids or (rows > RESIDENT_ROW and programs[-1] < min(FEW_PROGRAMS, max(programs))):
-        return None  # together they would have fewer programs than either, or too few to fill a chip
+    if set(grid_of(joined)) not in grids:
+        return None  # together they would have fewer programs than either
+    short = LAUNCH_ROW if splits and any(contraction(s) for s in joined) else RESIDENT_ROW
+    few = rows > short and programs[-1] < min(FEW_PROGRAMS, max(programs))
+    if few and not (splits and programs[-1] * _parts(joined, kept) >= min(FEW_PROGRAMS, max(programs))):
+        return None
     return joined if kernel_shape(joined) is not None else None
+
+
+def _parts(joined: list[Statement], kept: set[str]) -> int:
+    """Into how many parts the stream of a kernel can be split, which makes as many programs of one."""
+    shape = kernel_shape(joined)
+    stream = set(shape.stream) if shape else set()
+    if not stream or any(s.target.tensor in kept and stream & set(free_indices(s.target)) for s in joined):
+        return 1
+    size = {i: n for s in joined for i, n in extents(s).items()}
+    for s in joined:  # a long sum at each element of the stream is a kernel of its own
+        if s.reduced and not stream & set(s.reduced) and contraction(s) is None and math.prod(size[i] for i in s.reduced) > SHORT_SUM:
+            return 1
+    return max(1, max(size[i] for i in stream) // PART) if len(passes(joined, tuple(stream))) == 1 else 1
 
 
 def unify(producer: list[Statement], consumer: list[Statement], written: set[str], merge: bool = True) -> dict[str, str] | None:

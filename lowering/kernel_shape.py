@@ -51,6 +51,8 @@ def kernel_shape(part: Sequence[Statement]) -> KernelShape | None:
         walks = {s.reduced for s in part if s.reduced}
         sums = {s.target.tensor for s in part if s.reduced}
         apart = not any(a.tensor in sums for s in part if s.reduced for a in reads(s))
+        if len(walks) > 1 and not apart and max(rows) > RESIDENT_ROW:
+            return None  # each walk again for what depends on its own sums: as kernels of their own they stream
         together = len(walks) == 1 and len(sums) > 1 and (matrices > 0 or max(rows) > RESIDENT_ROW or apart)
         return KernelShape(grid, *(walks if together else ())) if matrices <= MAX_CONTRACTIONS else None
     if not grid:

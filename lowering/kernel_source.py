@@ -40,11 +40,14 @@ class KernelSource:
     args: tuple[Arg, ...]
     num_warps: int = 4
     num_stages: int = 2
+    max_registers: int | None = None
+    fused: bool = True
 
     @cached_property
     def digest(self) -> str:
         """A hash of everything that the machine code depends on besides target, hints and Triton's version."""
-        text = json.dumps([self.name, self.source, [asdict(a) for a in self.args], self.num_warps, self.num_stages])
+        told = [self.num_warps, self.num_stages, self.max_registers, self.fused]
+        text = json.dumps([self.name, self.source, [asdict(a) for a in self.args], *told])
         return hashlib.sha256(text.encode()).hexdigest()
 
     @cached_property
@@ -55,7 +58,8 @@ class KernelSource:
     @cached_property
     def options(self) -> dict[str, Any]:
         """What Triton's compiler is told besides the source. Fused multiply-adds are asked for: their default differs between versions."""
-        return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
+        found = {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": self.fused}
+        return found if self.max_registers is None else {**found, "maxnreg": self.max_registers}
 
     @cached_property
     def filename(self) -> str:

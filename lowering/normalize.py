@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from lowering.indirect import direct
-from lowering.statement import extents
+from lowering.statement import extents, inlined
+from tdsl.affine import linear
 from tdsl.errors import Unsupported
 from tdsl.ir import (
     Access,
@@ -29,32 +30,29 @@ from tdsl.ir import (
     children,
     free_indices,
     fresh_name,
-    rebuild,
     statements,
     substitute,
     walk,
 )
 from tdsl.ops import OPS
-from tdsl.simplify import drop_dead, factors, product, simplify_expr
+from tdsl.simplify import drop_dead, factors, merge_same, product, simplify_expr
 
 # Producers cheaper than this many multiply-adds per element are always recomputed inside their consumers.
 CHEAP = 3.0
 
 
-def normalize(program: Program, dtypes: Mapping[str, str], *, fuses: bool, split: Split | None = None) -> tuple[Program, frozenset[str]]:
+def normalize(program: Program, dtypes: Mapping[str, str], *, fuses: bool, stored: frozenset[str] = frozenset()) -> Program:
     """`program` (flat, resolved) with loops from zero, products of many factors in the cheapest pairwise order, and
     elementwise producers inside their consumers.
 
     fuses: whether the executor keeps chains of operations in registers; one that does not (whole tensors on a CPU)
-    recomputes a producer only where it has a single use. split: when long reductions get partial results; None: never.
-    Returns the program and the tensors of partial results, which must not be joined with what sums them up.
+    recomputes a producer only where it has a single use. stored: tensors that stay statements of their own.
     Raises Unsupported for ordered and ragged loops.
     """
-    body = tuple(integer_sum(unused_range(from_zero(s)), dtypes) for s in checked(program))
+    body = tuple(integer_sum(forwards(unused_range(from_zero(s))), dtypes) for s in checked(program))
     body = tuple(statements(direct(replace(program, body=body)).body))
     program = replace(program, body=tuple(part for s in body for part in contraction_order(s, body)))
-    program = drop_dead(inline(program, fuses=fuses))
-    return split_reductions(program, split) if split else (program, frozenset())
+    return drop_dead(merge_same(inline(program, fuses=fuses, stored=stored)))
 
 
 def checked(program: Program) -> tuple[Statement, ...]:
@@ -96,6 +94,23 @@ def unused_range(s: Statement) -> Statement:
         return s
     value = Call("mul", (Const(math.prod(idle.values())), s.value)) if s.op == "+=" else s.value
     return replace(s, ranges=tuple(r for r in s.ranges if r.index not in idle), value=simplify_expr(value))
+
+
+def forwards(s: Statement) -> Statement:
+    """`Y[i] += X[i-k+2] * W[k]` --> `Y[i] += X[i+k] * W[2-k]` for k in 0:3: the larger tensor of a sum is read forwards, so that it
+    is a view, or a wide load."""
+    size = extents(s)
+    to: dict[str, Expr] = {}
+    for index in s.reduced if s.op == "+=" else ():
+        steps: dict[Access, list[int]] = {}
+        for a in (e for e in walk(s.value) if isinstance(e, Access)):
+            for i in a.subscripts:
+                form = linear(i.value if isinstance(i, Pad | Clamp) else i)
+                if index in form.indices:
+                    steps.setdefault(a, []).append(form.coefficient(index))
+        if steps and all(c < 0 for c in steps[max(steps, key=lambda a: math.prod(size[i] for i in free_indices(a)))]):
+            to[index] = Call("sub", (Const(size[index] - 1), Index(index)))
+    return replace(s, value=simplify_expr(substitute(s.value, to))) if to else s
 
 
 def integer_sum(s: Statement, dtypes: Mapping[str, str]) -> Statement:
@@ -142,7 +157,7 @@ def private_sums(s: Statement, body: tuple[Statement, ...]) -> tuple[list[Statem
     operands = groups(factors(s.value))
     if len(operands) < 2:
         return [], s
-    taken = _names(body)
+    taken = names_of(body)
     before: list[Statement] = []
     terms: list[Expr] = []
     gone: set[str] = set()
@@ -164,7 +179,8 @@ def private_sums(s: Statement, body: tuple[Statement, ...]) -> tuple[list[Statem
     return before, replace(s, value=product(terms), ranges=tuple(r for r in s.ranges if r.index not in gone), op=op)
 
 
-def _names(body: tuple[Statement, ...]) -> set[str]:
+def names_of(body: tuple[Statement, ...]) -> set[str]:
+    """Every tensor that some statements write or read in their values."""
     return {t.target.tensor for t in body} | {a.tensor for e in body for a in walk(e.value) if isinstance(a, Access)}
 
 
@@ -181,7 +197,7 @@ def pairwise(s: Statement, operands: list[tuple[frozenset[str], list[Expr]]], bo
     equation += "->" + "".join(names[i] for i in sorted(output & frozenset().union(*(k for k, _ in operands))))
     shapes = [tuple(size[i] for i in sorted(key)) for key, _ in operands]
     path, _ = opt_einsum.contract_path(equation, *shapes, shapes=True, optimize="auto")
-    taken = _names(body)
+    taken = names_of(body)
     pending = [(key, product(terms)) for key, terms in operands]
     out: list[Statement] = []
     for step, positions in enumerate(path):
@@ -214,16 +230,18 @@ def cost(expr: Expr) -> float:
     return own + sum(cost(e) for e in children(expr))
 
 
-def inline(program: Program, *, fuses: bool) -> Program:
-    """`T[i] = f(i); Y[j] = g(T[j])` --> `Y[j] = g(f(j))`, where T is no output and written once, whole, by an elementwise statement."""
+def inline(program: Program, *, fuses: bool, stored: frozenset[str] = frozenset()) -> Program:
+    """`T[i] = f(i); Y[j] = g(T[j])` --> `Y[j] = g(f(j))`, where T is no output and not `stored`, and written once, whole, by an
+    elementwise statement."""
     body = list(statements(program.body))
     writes = Counter(s.target.tensor for s in body)
     uses = Counter(a.tensor for s in body for e in (s.value, *s.target.subscripts) for a in walk(e) if isinstance(a, Access))
-    fixed = set(program.results) | compared(body) | _indirect(body)
+    same = {s.target.tensor for s in body if s.op == "="} if fuses else set()  # elementwise, it is the same wherever it is made again
+    fixed = set(program.results) | stored | (compared(body) - same) | _indirect(body)
     definitions: dict[str, Statement] = {}
     result = []
     for s in body:
-        s = replace(s, value=simplify_expr(_inlined(s.value, definitions)))
+        s = replace(s, value=simplify_expr(inlined(s.value, definitions)))
         result.append(s)
         name = s.target.tensor
         plain = [i.name for i in s.target.subscripts if isinstance(i, Index)]
@@ -234,139 +252,6 @@ def inline(program: Program, *, fuses: bool) -> Program:
             if cost(s.value) <= (0 if used_twice else CHEAP) or not used_twice:
                 definitions[name] = s
     return replace(program, body=tuple(result))
-
-
-def _inlined(expr: Expr, definitions: Mapping[str, Statement]) -> Expr:
-    expr = rebuild(expr, lambda e: _inlined(e, definitions))
-    if isinstance(expr, Access) and expr.tensor in definitions:
-        s = definitions[expr.tensor]
-        to = {i.name: e for i, e in zip(s.target.subscripts, expr.subscripts, strict=True) if isinstance(i, Index)}
-        return substitute(s.value, to)
-    return expr
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Splitting
-
-
-@dataclass(frozen=True, slots=True)
-class Split:
-    """When long reductions are split.
-
-    programs: how many fill the chip; a sum that has fewer than half is split into about `times` as many. terms: of one index that
-    a program should at least reduce; last: of the last of several. width: results that one program makes where the reduced index
-    is not the contiguous one. work: elements below which nothing is split: they are done before another kernel would start. part:
-    elements that a part should at least read. products: whether products of matrices are split too; a library does that itself.
-    """
-
-    programs: int
-    terms: int = 512
-    last: int = 32
-    width: int = 64
-    work: int = 16384
-    part: int = 1
-    products: bool = True
-    times: int = 1
-
-
-def split_reductions(program: Program, split: Split) -> tuple[Program, frozenset[str]]:
-    """A long reduction with few results gets partial results over parts of its longest index, and a small sum of those:
-
-        s += x[k]     -->   s.part[p] += x[p*C+c];  s += s.part[p]
-        t += A[i,j]   -->   t.part[i] += A[i,j];  t += t.part[i]
-
-    Deterministic, without atomics (PyTorch's decompose_k and its split reductions do the same). A part beyond the end
-    reads zeros through pad, and the identity of the reduction by a mask.
-    """
-    taken = _names(tuple(statements(program.body)))
-    body: list[Statement] = []
-    apart: set[str] = set()
-    pending = list(reversed(list(statements(program.body))))
-    while pending:
-        s = pending.pop()
-        parts = _parts(s, split)
-        two = _kept_index(s, split, taken) if parts else None
-        if two is None and parts > 1:
-            two = _split(s, parts, taken)
-        if two is None:
-            body.append(s)
-            continue
-        first, second = two
-        apart.add(first.target.tensor)
-        body.append(first)
-        pending.append(second)
-    return replace(program, body=tuple(body)), frozenset(apart)
-
-
-def _kept_index(s: Statement, split: Split, taken: set[str]) -> tuple[Statement, Statement] | None:
-    """`t += f(i,j)` --> `t.part[i] += f(i,j);  t += t.part[i]`, where the last index alone is long enough to be summed."""
-    size = extents(s)
-    *kept, last = s.reduced
-    if not kept or size[last] < split.last or math.prod(size[i] for i in kept) < 2:
-        return None
-    name = fresh_name(f"{s.target.tensor}.part", taken)
-    taken.add(name)
-    target = Access(name, (*(Index(i) for i in kept), *s.target.subscripts))
-    return replace(s, target=target), replace(s, ranges=tuple(r for r in s.ranges if r.index != last), value=target)
-
-
-def _parts(s: Statement, split: Split) -> int:
-    """How many parts of its longest index keep the chip busy; 0 where the statement does so already or is short."""
-    if not s.reduced or not all(isinstance(i, Index) for i in s.target.subscripts):
-        return 0
-    size = extents(s)
-    if not split.products and len(groups([f for f in factors(s.value) if {*s.reduced} & {*free_indices(f)}])) > 1:
-        return 0
-    results = math.prod(size[i] for i in size if i not in s.reduced)
-    index = max(s.reduced, key=lambda i: size[i])
-    longest = size[index]
-    last = {a.subscripts[-1] for e in (s.value,) for a in walk(e) if isinstance(a, Access) and len(a.subscripts) > 1}
-    width = 1 if Index(index) in last else split.width
-    busy = -(-results // width)
-    read = min(results, width) * math.prod(size[i] for i in s.reduced)
-    if results == 0 or busy * 2 > split.programs or read < split.work:
-        return 0
-    most = min(split.times * split.programs // busy, longest // split.terms, read // split.part)
-    return max(1, next((n for n in range(most, most // 2, -1) if longest % n == 0), most))  # even parts need no masks
-
-
-def _split(s: Statement, parts: int, taken: set[str]) -> tuple[Statement, Statement]:
-    """The statement of the partial results and the one that reduces them."""
-    size = extents(s)
-    index = max(s.reduced, key=lambda i: size[i])
-    chunk = -(-size[index] // parts)
-    parts = -(-size[index] // chunk)
-    p, c = fresh_name("p", {*s.indices}), fresh_name(f"{index}_in", {*s.indices})
-    whole = Call("add", (Call("mul", (Index(p), Const(chunk))), Index(c)))
-    even = parts * chunk == size[index]
-    value = _at(s.value, index, whole, even)
-    terms = factors(s.value)
-    zero = s.op == "+=" and any(isinstance(f, Access) and index in free_indices(f) for f in terms)
-    if not even and not (zero and all(isinstance(f, Access | Const) for f in terms)):  # beyond the end 1 / x[k] is no number
-        rest = {"+=": Const(0), "*=": Const(1), "max=": Const(-math.inf), "min=": Const(math.inf)}[s.op]
-        value = Call("where", (Call("lt", (whole, Const(size[index]))), value, rest))
-    name = fresh_name(f"{s.target.tensor}.part", taken)
-    taken.add(name)
-    target = Access(name, (Index(p), *s.target.subscripts))
-    kept = [r for r in s.ranges if r.index != index]
-    over = [Range(p, Const(0), Const(parts)), *kept, Range(c, Const(0), Const(chunk))]
-    left = [r for r in s.ranges if r.index not in s.reduced]
-    first = replace(s, ranges=tuple(over), target=target, value=value)
-    return first, replace(s, ranges=(*left, Range(p, Const(0), Const(parts))), value=target)
-
-
-def _at(e: Expr, index: str, whole: Expr, even: bool) -> Expr:
-    """`e` with an index replaced; subscripts that reach beyond the end read zero."""
-    if isinstance(e, Access):
-        subscripts = []
-        for i in e.subscripts:
-            moved = substitute(_at(i, index, whole, even) if isinstance(i, Access) else i, {index: whole})
-            inside = index in free_indices(i) and not even and not isinstance(i, Pad | Clamp)
-            subscripts.append(Pad(moved) if inside else moved)
-        return replace(e, subscripts=tuple(subscripts))
-    if isinstance(e, Index):
-        return whole if e.name == index else e
-    return rebuild(e, lambda x: _at(x, index, whole, even))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -19,8 +19,9 @@ from lowering.join import join, rename, unify
 from lowering.kernel_shape import WHOLE_TILE, KernelShape, grid_of, kernel_shape
 from lowering.normalize import compared
 from lowering.recompute import Choice, recompute
-from lowering.statement import extents, identifier, plain, tensor_bytes
+from lowering.statement import extents, identifier, ordered, plain, tensor_bytes
 from lowering.targets import Target
+from tdsl.errors import ArgumentError
 from tdsl.ir import Program, Range, Statement, reads, statements
 from tdsl.printer import print_statement
 
@@ -71,6 +72,12 @@ class Plan:
     recomputed: frozenset[str] = frozenset()
     choices: tuple[Choice, ...] = ()
 
+    def made_again(self, kernel: KernelPlan) -> tuple[str, ...]:
+        """What a kernel makes for itself although others make it too, instead of one of them writing it to memory."""
+        elsewhere = {s.target.tensor for k in self.kernels if k.name != kernel.name for s in k.statements}
+        made = (s.target.tensor for s in kernel.statements)
+        return tuple(dict.fromkeys(t for t in made if t not in kernel.stores and t in elsewhere | self.recomputed))
+
     def __str__(self) -> str:
         lines = []
         for k in self.kernels:
@@ -85,28 +92,38 @@ class Plan:
 
 
 def plan(
-    program: Program, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str], target: Target, apart: frozenset[str] = frozenset()
+    program: Program,
+    shapes: Mapping[str, tuple[int, ...]],
+    dtypes: Mapping[str, str],
+    target: Target,
+    apart: frozenset[str] = frozenset(),
+    pinned: frozenset[str] = frozenset(),
 ) -> Plan:
     """Groups the statements of a normalised program into kernels. shapes and dtypes: of every tensor, by name.
 
-    apart: partial results, which other programs wait for: their statements end a kernel.
+    apart: partial results, which other programs wait for: their statements end a kernel. pinned: intermediates that a user wants made
+    again in whatever reads them; ArgumentError where one cannot be.
     """
     body = list(statements(program.body))
     kept = _kept(program, body)
-    recomputed, choices = recompute(body, kept | apart | compared(body), shapes, dtypes, target)
+    recomputed, choices = recompute(body, kept | apart | compared(body), shapes, dtypes, target, pinned)
     while True:
         parts, failed = _form(body, recomputed)
         if failed is None:
             break
         recomputed = recomputed - {failed}
         reason = "no single kernel can make it again for what reads it"
-        choices = tuple(replace(c, chosen="make once", reason=reason) if c.tensor == failed else c for c in choices)
-    while (merged := _merge_one(parts, kept, recomputed, apart)) is not None:
+        choices = tuple(replace(c, chosen="make once", reason=reason) if c.subject == failed else c for c in choices)
+    for name in sorted(pinned & {s.target.tensor for s in body} - recomputed):
+        why = next((c.reason for c in choices if c.subject == name), "it is compared for equality, or several statements write it")
+        raise ArgumentError(f"{name} cannot be made again in what reads it: {why}", help=f'leave {name} out, or pin it to be stored: "store"')
+    splits = target.backend in ("cuda", "hip")
+    while (merged := _merge_one(parts, kept, recomputed, apart, splits)) is not None:
         parts = merged
     kernels = []
     for n, part in enumerate(parts):
         later = {a.tensor for other in parts[n + 1 :] for s in other for a in reads(s)}
-        kernels.append(_finish(f"{identifier(program.name)}_{n}", part, (kept | later) - recomputed, shapes, dtypes))
+        kernels.append(kernel_of(f"{identifier(program.name)}_{n}", part, (kept | later) - recomputed, shapes, dtypes))
     outside = {*program.inputs, *program.results}
     memory = {t: tensor_bytes(shapes[t], dtypes[t]) for k in kernels for t in k.writes if t not in outside}
     return Plan(tuple(kernels), memory, program, shapes, dtypes, recomputed, choices)
@@ -158,7 +175,7 @@ def _kept(program: Program, body: list[Statement]) -> set[str]:
 
 
 def _merge_one(
-    parts: list[list[Statement]], kept: set[str], recomputed: frozenset[str], apart: frozenset[str]
+    parts: list[list[Statement]], kept: set[str], recomputed: frozenset[str], apart: frozenset[str], splits: bool
 ) -> list[list[Statement]] | None:
     """The parts after the first join that is legal and pays, or None: of a producer with its consumer, or of two that
     recompute the same."""
@@ -178,7 +195,7 @@ def _merge_one(
                 continue  # writes of one tensor keep their order
             if apart & {s.target.tensor for s in parts[p]} & {a.tensor for s in consumer for a in reads(s)}:
                 continue
-            joined = join(parts[p], consumer, kept, recomputed)
+            joined = join(parts[p], consumer, kept, recomputed, splits)
             if joined is not None:
                 rest = [part for n, part in enumerate(parts) if n not in (p, c)]
                 position = sum(1 for n in range(len(parts)) if n < c and n != p)
@@ -233,12 +250,13 @@ def _sorted(parts: list[list[Statement]], recomputed: frozenset[str]) -> list[li
     return [parts[n] for n in order]
 
 
-def _finish(
-    name: str, part: list[Statement], needed: set[str], shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str]
+def kernel_of(
+    name: str, part: Sequence[Statement], needed: set[str], shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str]
 ) -> KernelPlan:
+    """The kernel of some statements. needed: tensors that outlive it."""
+    part = ordered(part)
     local = {s.target.tensor for s in part}
-    updates = [s.target.tensor for s in part]
-    stores = tuple(dict.fromkeys(t for t in updates if t in needed))
+    stores = tuple(dict.fromkeys(s.target.tensor for s in part if s.target.tensor in needed))
     read = tuple(dict.fromkeys(a.tensor for s in part for a in reads(s) if a.tensor not in local))
     size = {i: n for s in part for i, n in extents(s).items()}
     shape = kernel_shape(part) or KernelShape(grid_of(part))

@@ -13,9 +13,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from lowering.contraction import Contraction, contraction, statement_flops
-from lowering.kernel_shape import KernelShape, grid_of, kernel_shape
-from lowering.plan import KernelPlan, Plan
+from lowering.contraction import Contraction, contraction
+from lowering.kernel_shape import grid_of, kernel_shape
+from lowering.plan import KernelPlan, Plan, kernel_of
 from lowering.statement import extents, plain, tensor_bytes
 from tdsl.dtypes import dtype_of
 from tdsl.ir import Access, Expr, Index, Range, Statement, free_indices, fresh_name, reads, substitute
@@ -37,20 +37,6 @@ def is_library(s: Statement, dtypes: Mapping[str, str], alone: bool) -> Contract
     sizes = [math.prod(size[i] for i in group) for group in (found.m, found.n, found.k)]
     accesses = alone and all(len(side) == 1 and isinstance(side[0], Access) for side in (found.lhs, found.rhs))
     return found if accesses or min(sizes) >= LIBRARY_MIN else None
-
-
-def kernel_of(
-    name: str, part: Sequence[Statement], needed: set[str], shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str]
-) -> KernelPlan:
-    """The kernel of some statements. needed: tensors that others read."""
-    local = {s.target.tensor for s in part}
-    stores = tuple(dict.fromkeys(s.target.tensor for s in part if s.target.tensor in needed))
-    read = tuple(dict.fromkeys(a.tensor for s in part for a in reads(s) if a.tensor not in local))
-    size = {i: n for s in part for i, n in extents(s).items()}
-    moved = sum(tensor_bytes(shapes[t], dtypes[t]) for t in (*read, *stores))
-    shape = kernel_shape(part) or KernelShape(grid_of(part))
-    flops = sum(statement_flops(s) for s in part)
-    return KernelPlan(name, tuple(part), shape.grid, stores, read, stores, flops, moved, size, shape.stream, shape.whole, shape.repeat)
 
 
 @dataclass(slots=True)
@@ -103,8 +89,7 @@ def _again(tensor: str, parts: Sequence[Sequence[Statement]], readers: Sequence[
 
 def _apart(kernel: KernelPlan, split: _Split) -> list[Statement] | None:
     """The statements of a kernel with products of plain tensors; None where it stays as it is."""
-    ordered = _ordered(kernel.statements)
-    products = [is_library(s, split.dtypes, len(ordered) == 1) for s in ordered]
+    products = [is_library(s, split.dtypes, len(kernel.statements) == 1) for s in kernel.statements]
     if not any(products) or any(not plain(s.target) for s in kernel.statements):
         return None
     if len(products) == 1 and products[0] is not None and all(isinstance(e, Access) for e in (*products[0].lhs, *products[0].rhs)):
@@ -113,7 +98,7 @@ def _apart(kernel: KernelPlan, split: _Split) -> list[Statement] | None:
     if len({*mine}) < len(mine) or any(_bytes(s, split) > LARGEST for s in kernel.statements if s.target.tensor not in kernel.stores):
         return None
     statements: list[Statement] = []
-    for s, found in zip(ordered, products, strict=True):
+    for s, found in zip(kernel.statements, products, strict=True):
         if s.target.tensor in split.written and s.target.tensor not in kernel.stores:
             continue  # an earlier kernel has put it in memory
         if found is None:
@@ -124,18 +109,6 @@ def _apart(kernel: KernelPlan, split: _Split) -> list[Statement] | None:
             return None
         statements += changed
     return statements
-
-
-def _ordered(statements: Sequence[Statement]) -> list[Statement]:
-    """The statements of a kernel, each after those that make what it reads."""
-    pending = list(statements)
-    found: list[Statement] = []
-    while pending:
-        left = {s.target.tensor for s in pending}
-        ready = next(s for s in pending if not {a.tensor for a in reads(s)} & (left - {s.target.tensor}))
-        pending.remove(ready)
-        found.append(ready)
-    return found
 
 
 def _bytes(s: Statement, split: _Split) -> int:

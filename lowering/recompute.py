@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lowering.contraction import contraction, statement_flops
@@ -19,28 +19,30 @@ CPU_MEMORY = 1 << 28
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What was weighed for one intermediate. making, moving: seconds to make it again in each consumer, and to write and read it.
+    """What was weighed for an intermediate or a kernel. costs: each alternative with the seconds that it is predicted to take."""
 
-    chosen: "recompute" or "make once"; reason: in words.
-    """
-
-    tensor: str
+    subject: str
     chosen: str
-    making: float
-    moving: float
+    costs: tuple[tuple[str, float], ...]
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.tensor}: {self.chosen} ({self.reason}); making it again {self.making * 1e6:.1f} us, through memory {self.moving * 1e6:.1f} us"
+        return f"{self.subject}: {self.chosen} ({self.reason}); {', '.join(f'{what} {seconds * 1e6:.1f} us' for what, seconds in self.costs)}"
 
 
 def recompute(
-    body: Sequence[Statement], kept: set[str], shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str], target: Target
+    body: Sequence[Statement],
+    kept: set[str],
+    shapes: Mapping[str, tuple[int, ...]],
+    dtypes: Mapping[str, str],
+    target: Target,
+    pinned: frozenset[str] = frozenset(),
 ) -> tuple[frozenset[str], tuple[Choice, ...]]:
     """Intermediates that each consumer makes again rather than reads: larger than all that they are made of, and cheaper to
     make than to write and read. What is larger than everything that is in memory anyway may cost MEMORY_WORTH times more.
 
     On a CPU, where every operation of torch is a pass over memory anyway, only those that do not fit into CPU_MEMORY.
+    pinned: those that a user wants made again, whatever it costs.
     """
     definitions = {s.target.tensor: s for s in body}
     outside = {a.tensor for s in body for a in reads(s) if a.tensor not in definitions} | kept
@@ -54,14 +56,12 @@ def recompute(
             continue
         size = tensor_bytes(shapes[name], dtypes[name])
         operands = _operands(s, definitions, found)
-        kind = "float32"
-        if contraction(s) is not None and all(
-            DTYPES[dtypes[t]].bits == 16 for t in operands if DTYPES[dtypes[t]].kind == "float" and shapes[t]
-        ):
-            kind = "float16"
+        kind = flops_class(s, [t for t in operands if shapes[t]], dtypes)
         making = uses[name] * statement_flops(s) / (target.flops[kind] * target.sustained_flops)
         moving = size * (1 + uses[name]) / (target.bandwidth * target.sustained_bandwidth)
-        if target.backend == "cpu":
+        if name in pinned:
+            again, reason = True, "pinned"
+        elif target.backend == "cpu":
             again, reason = (
                 size > CPU_MEMORY,
                 f"larger than {CPU_MEMORY >> 20} MiB" if size > CPU_MEMORY else "every operation passes over memory anyway",
@@ -74,8 +74,15 @@ def recompute(
             again, reason = making < moving, "the faster"
         if again:
             found.add(name)
-        choices.append(Choice(name, "recompute" if again else "make once", making, moving, reason))
+        costs = (("making it again", making), ("through memory", moving))
+        choices.append(Choice(name, "recompute" if again else "make once", costs, reason))
     return frozenset(found), tuple(choices)
+
+
+def flops_class(s: Statement, operands: Iterable[str], dtypes: Mapping[str, str]) -> str:
+    """The class of `Target.flops` that a statement over some tensors in memory runs in."""
+    narrow = all(DTYPES[dtypes[t]].bits == 16 for t in operands if DTYPES[dtypes[t]].kind == "float")
+    return "float16" if contraction(s) is not None and narrow else "float32"
 
 
 def _operands(s: Statement, definitions: Mapping[str, Statement], recomputed: set[str]) -> set[str]:

@@ -26,9 +26,10 @@ from tdsl.errors import ArgumentError, CompileError, MissingPackage
 
 _NO_HINTS: Mapping[str, int] = {}
 # Raised when the meaning of a field changes, so that older entries are not read.
-_VERSION = 1
+_VERSION = 2
 
 Widths = tuple[tuple[int, int], ...]
+Loads = tuple[tuple[int, int, bool], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,8 @@ class KernelReport:
     shared: bytes per block. local_memory: whether any instruction touches memory private to a thread.
     tensor_core: "wgmma", "mma", "tcgen05", "mfma", or None. load_bytes, store_bytes: (width in bytes, count) of the loads from and
     stores to global memory, widest first; asynchronous copies count as loads, atomics as neither. async_copies: those copies, from
-    global straight to shared memory. occupancy: blocks that fit on one SM. faults: what is wrong, in words; empty is good.
+    global straight to shared memory. loads: (line of the source, bytes, whether it is such a copy) of the loads of tensors. long_offsets:
+    operations on tiles of 64-bit integers in loops. occupancy: blocks that fit on one SM. faults: what is wrong, in words; empty is good.
     """
 
     name: str
@@ -53,6 +55,8 @@ class KernelReport:
     load_bytes: Widths
     store_bytes: Widths
     async_copies: int
+    loads: Loads
+    long_offsets: int
     occupancy: int
     faults: tuple[str, ...]
 
@@ -119,9 +123,55 @@ def machine_text(state: State, kind: str) -> str:
 def _from_entry(entry: dict[str, Any]) -> KernelReport | None:
     try:
         widths = {name: tuple((width, count) for width, count in entry[name]) for name in ("load_bytes", "store_bytes")}
-        return KernelReport(**{**entry, **widths, "faults": tuple(entry["faults"])})
+        loads = tuple((line, width, copied) for line, width, copied in entry["loads"])
+        return KernelReport(**{**entry, **widths, "loads": loads, "faults": tuple(entry["faults"])})
     except (KeyError, TypeError, ValueError):
         return None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Loads by the line of the source that they come from. The text before the assembler has the lines, as `.loc FILE LINE COLUMN`.
+
+_PTX_LOAD = re.compile(r"\bld\.global[\w.:]*?(?:\.v(\d))?\.[bfsu](\d+)\b")
+_PTX_COPY = re.compile(r"\bcp\.async\.c[ag]\.shared\.global .*?\], (?:0x)?([0-9a-f]+)")
+_LINE = re.compile(r"^\s*\.loc\s+1 (\d+) ")
+
+
+def _loads(compiled: Compiled) -> Loads:
+    """Each kind of load of each line, once."""
+    cuda = "ptx" in compiled.asm
+    found: dict[tuple[int, int, bool], None] = {}
+    at = 0
+    for text in compiled.text("ptx" if cuda else "amdgcn").splitlines():
+        if line := _LINE.match(text):
+            at = int(line.group(1)) or at
+        elif cuda and (copy := _PTX_COPY.search(text)):
+            found[at, int(copy.group(1), 16), True] = None
+        elif cuda and "cp.async.bulk.tensor" in text and ".global.shared" not in text:
+            found[at, 16, True] = None
+        elif cuda and (load := _PTX_LOAD.search(text)):
+            found[at, int(load.group(1) or 1) * int(load.group(2)) // 8, False] = None
+        elif not cuda and (memory := _HIP_MEMORY.match(text)) and memory.group(1) == "load":
+            found[at, _HIP_BYTES.get(memory.group(3), 4), bool(memory.group(2))] = None
+    return tuple(sorted(found))
+
+
+_LONG = re.compile(r"= arith\.(?:addi|subi|muli) .*: tensor<\w+xi64>")
+
+
+def _long_offsets(compiled: Compiled) -> int:
+    """Operations on tiles of 64-bit integers inside loops, in Triton's own form."""
+    count = 0
+    loops: list[int] = []
+    for text in compiled.text("ttir").splitlines():
+        indent = len(text) - len(text.lstrip())
+        if loops and indent <= loops[-1] and text.lstrip().startswith("}"):
+            loops.pop()
+        if re.search(r"\bscf\.(?:for|while)\b", text):
+            loops.append(indent)
+        elif loops and _LONG.search(text):
+            count += 1
+    return count
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -245,6 +295,8 @@ def _finish(
         local_memory=bool(stack or spills),
         load_bytes=tuple(sorted(loads.items(), reverse=True)),
         store_bytes=tuple(sorted(stores.items(), reverse=True)),
+        loads=_loads(compiled),
+        long_offsets=_long_offsets(compiled),
         occupancy=fits,
         faults=tuple(faults),
         **rest,

@@ -1,4 +1,4 @@
-"""How a kernel is cut into tiles: the configuration space's data, and a default that needs no tuning.
+"""How a kernel is cut into tiles: the data, and the configurations of contractions and of streams, the best first.
 
 Indices that always occur together are walked as one axis. Contractions get axes M, N and K; batch indices go on the grid
 with tile 1, since a 3-D `tl.dot` never reaches the wide tensor-core instruction.
@@ -7,25 +7,27 @@ with tile 1, since a 3-D `tl.dot` never reaches the wide tensor-core instruction
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from lowering.contraction import Contraction, accesses, contraction
+from lowering.contraction import Contraction, contraction
 from lowering.kernel_shape import WHOLE_TILE
 from lowering.plan import KernelPlan
 from lowering.statement import power_of_two
 from lowering.targets import Target
-from tdsl.ir import Access, Expr, Index, free_indices, reads, walk
+from tdsl.ir import Index, free_indices, reads
 from tdsl.ops import DTYPES
 
-# Elements of a pointwise or reduction tile: 16 a thread at 4 warps, enough bytes in flight to cover the latency of memory.
-TILE = 2048
 # tl.dot takes no smaller tiles; a contraction whose free extents are far below wastes its lanes and is multiplied out instead.
 DOT_MIN = 16
-# Targets whose tensor cores read operands from shared memory (wgmma, tcgen05).
-_WGMMA = ("cuda:90", "cuda:100")
+# Targets whose tensor cores work for groups of four warps, on tiles of WGMMA_ROWS rows or more (wgmma, tcgen05).
+WGMMA = ("cuda:90", "cuda:100")
+WGMMA_ROWS = 64
 # Elements of the largest intermediate that whole-tensor execution may make before it walks blocks (16 MiB of float32).
 CPU_BLOCK = 1 << 22
+
+Strides = Mapping[str, tuple[int, ...]]
+Dtypes = Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +41,20 @@ class Schedule:
     group: int = 1
 
 
-def default_schedule(kernel: KernelPlan, strides: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str], target: Target) -> Schedule:
-    """The configuration used where none was given or tuned. strides: of every tensor in memory, in elements."""
+def family(kernel: KernelPlan, dtypes: Dtypes, target: Target) -> str:
+    """How a kernel is walked: "whole" tensors, a "stream" of tiles, one "contraction", or "rows" of elementwise work and reductions."""
     if target.backend == "cpu":
-        return _whole(kernel)
+        return "whole"
     linked = any(set(kernel.stream) & set(free_indices(s.target)) for s in kernel.statements)
     if linked and any(contraction(s) for s in kernel.statements) and not _batched_stream(kernel):
-        return _streamed(kernel, dtypes, target)
-    for s in kernel.statements:
-        found = contraction(s)
-        if found is not None and uses_dot(found, kernel, dtypes, s.target.tensor):
-            return _contraction(kernel, found, strides, dtypes, target)
-    return _general(kernel, strides, target)
+        return "stream"
+    return "rows" if main_product(kernel, dtypes) is None else "contraction"
+
+
+def main_product(kernel: KernelPlan, dtypes: Dtypes) -> Contraction | None:
+    """The first matrix product of a kernel that pays on tensor cores."""
+    found = ((contraction(s), s.target.tensor) for s in kernel.statements)
+    return next((c for c, tensor in found if c is not None and uses_dot(c, kernel, dtypes, tensor)), None)
 
 
 def _batched_stream(kernel: KernelPlan) -> bool:
@@ -60,7 +64,7 @@ def _batched_stream(kernel: KernelPlan) -> bool:
     return all(along <= set(c.batch) and {*c.m, *c.n} <= grid for c in found)
 
 
-def uses_dot(found: Contraction, kernel: KernelPlan, dtypes: Mapping[str, str], target: str) -> bool:
+def uses_dot(found: Contraction, kernel: KernelPlan, dtypes: Dtypes, target: str) -> bool:
     """Whether a contraction pays on tensor cores: every group reaches DOT_MIN (below it half of the lanes would be padding)."""
     if DTYPES[dtypes[target]].kind != "float":
         return False
@@ -71,7 +75,7 @@ def uses_dot(found: Contraction, kernel: KernelPlan, dtypes: Mapping[str, str], 
 # Whole tensors (CPU)
 
 
-def _whole(kernel: KernelPlan) -> Schedule:
+def whole_schedule(kernel: KernelPlan) -> Schedule:
     """Every index one tile, but for grid indices of a kernel whose intermediates would be far larger than what it reads."""
     tiles = {i: max(1, n) for i, n in kernel.extents.items()}
     for s in kernel.statements:
@@ -90,43 +94,82 @@ def _whole(kernel: KernelPlan) -> Schedule:
 # Contractions (GPU)
 
 
-def _contraction(
-    kernel: KernelPlan, c: Contraction, strides: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str], target: Target
-) -> Schedule:
+def contraction_schedules(kernel: KernelPlan, strides: Strides, dtypes: Dtypes, target: Target, precision: str) -> Iterator[Schedule]:
     """128 x 128 accumulators where the shape has them, halved while the grid leaves a fifth of the chip idle (the formula of
-    Helion's TritonH100MatmulHeuristic, BSD-3); 8 warps from 128 x 128 on, since elementwise prologues at 4 warps spill."""
+    Helion's TritonH100MatmulHeuristic, BSD-3), then smaller ones: first a shorter K, then 8 warps, then the larger side.
+
+    8 warps from 128 x 128 on, since elementwise prologues at 4 warps spill (106 -> 128 registers at 8, 191 -> 255 at 4). 64 x 64 where
+    products run on the vector units, at 16 elements a thread or less: Triton multiplies them in blocks of 4 x 4 along all of K. These may
+    be halved to 32 x 32; what runs on tensor cores to 64 x 64, which fills their instructions.
+    3 stages, 2 for wide types, whose tiles take twice the shared memory, and on AMD's chips, which have a quarter of it and prefetch to registers.
+    """
+    c = main_product(kernel, dtypes)
+    assert c is not None
     size = kernel.extents
     m, n, k = (math.prod(size[i] for i in group) for group in (c.m, c.n, c.k))
     bits = _widest(kernel, dtypes)
     outer = math.prod(size[i] for i in kernel.grid if i not in c.m and i not in c.n)
-    widest = 128 if bits <= 16 else 64
-    tile_m, tile_n = (min(widest, max(DOT_MIN, power_of_two(x))) for x in (m, n))
+    largest = 128 if on_tensor_cores(kernel, dtypes, target, precision) and bits <= 32 else 64
+    tile_m, tile_n = (min(largest, max(DOT_MIN, power_of_two(x))) for x in (m, n))
     if sum(contraction(s) is not None for s in kernel.statements) > 1 and tile_n > 64:
         tile_n = 64  # each contraction has an accumulator of its own
-    while tile_m * tile_n > 64 * 64 and _waves(m, n, tile_m, tile_n, outer, target.sms) < 0.8:
-        if tile_m >= tile_n and tile_m > 64:
+    least = 64 if largest > 64 else 32
+    while tile_m * tile_n > least * least and _waves(m, n, tile_m, tile_n, outer, target.sms) < 0.8:
+        if tile_m >= tile_n and tile_m > least:
             tile_m //= 2
-        elif tile_n > 64:
+        elif tile_n > least:
             tile_n //= 2
         else:
             break
     tile_k = min(64 if bits <= 16 else 32 if bits <= 32 else 16, max(DOT_MIN, power_of_two(k)))
-    found = [x for x in map(contraction, kernel.statements) if x is not None]
+    stages = 3 if bits <= 16 and target.backend == "cuda" else 2
+    for sides in dict.fromkeys([(tile_m, tile_n), *_other_sides(m, n, tile_m, tile_n, largest > 64, target)]):
+        for depth in (d for d in (64, 32, 16) if d == tile_k or DOT_MIN <= d < tile_k):
+            warps = 8 if math.prod(sides) >= 128 * 128 else 4
+            yield contraction_schedule(kernel, c, strides, target, (*sides, depth), warps, stages)
+            if warps == 4 and math.prod(sides) >= 32 * 64:
+                yield contraction_schedule(kernel, c, strides, target, (*sides, depth), 8, stages)
 
-    warps = 8 if len(found) * tile_m * tile_n >= 128 * 128 else 4
-    most = _WGMMA_VALUES if target.name in _WGMMA else _MMA_VALUES
-    while _dot_values(found, tile_m, tile_n, tile_k) > most * 32 * warps:
-        if tile_k > 32:
-            tile_k //= 2
-        elif max(tile_m, tile_n) > 32:
-            tile_m, tile_n = (tile_m // 2, tile_n) if tile_m >= tile_n else (tile_m, tile_n // 2)
+
+def _other_sides(m: int, n: int, tile_m: int, tile_n: int, tensor_cores: bool, target: Target) -> Iterator[tuple[int, int]]:
+    """Sides beside those of the formula: long ones, along which an operand that is computed is computed less often, and small ones, for
+    kernels that need registers, or whose grid leaves the chip idle. One side stays WGMMA_ROWS where instructions need that."""
+    group = tensor_cores and target.name in WGMMA and max(m, n) >= WGMMA_ROWS
+    long = (
+        ((32, 128), (128, 32), (16, 128), (128, 16))
+        if not tensor_cores
+        else ((64, 256), (256, 64), (64, 128), (128, 64), (32, 256), (256, 32), (32, 128), (128, 32))
+    )
+    yield from ((a, b) for a, b in long if a <= power_of_two(m) and b <= power_of_two(n))
+    while max(tile_m, tile_n) > DOT_MIN:
+        if group and max(tile_m, tile_n) == WGMMA_ROWS and min(tile_m, tile_n) > DOT_MIN:
+            tile_m, tile_n = (tile_m, tile_n // 2) if tile_m >= WGMMA_ROWS else (tile_m // 2, tile_n)
+        elif group and max(tile_m, tile_n) <= WGMMA_ROWS:
+            return
         else:
-            break
-    stages = 3 if bits <= 16 else 2
-    contiguous = _contiguous(kernel, strides)
+            tile_m, tile_n = (tile_m // 2, tile_n) if tile_m >= tile_n else (tile_m, tile_n // 2)
+        yield tile_m, tile_n
+
+
+def contraction_schedule(
+    kernel: KernelPlan,
+    c: Contraction,
+    strides: Strides,
+    target: Target,
+    tiles: tuple[int, int, int],
+    warps: int,
+    stages: int,
+    group: int = 8,
+) -> Schedule:
+    """Tiles along M, N and K of the main product; what else the kernel walks follows. Columns lie along what is contiguous in the
+    output, so that stores are wide, unless that leaves too few rows for the instructions of a warp group."""
+    size = kernel.extents
+    tile_m, tile_n, tile_k = tiles
     batch = tuple(((i,), 1) for i in kernel.grid if i not in c.m and i not in c.n)
     groups = [(c.m, tile_m), (c.n, tile_n)]
-    if contiguous in c.m:
+    if _contiguous(kernel, strides) in c.m:
+        groups.reverse()
+    if target.name in WGMMA and groups[0][1] < WGMMA_ROWS <= groups[1][1]:
         groups.reverse()
     inner = [(c.k, tile_k)]
     rest = {i for i in kernel.inner if i not in c.k}
@@ -136,113 +179,17 @@ def _contraction(
             extent = math.prod(size[i] for i in other.k)
             inner.append((other.k, min(tile_k, max(DOT_MIN, power_of_two(extent)))))
             rest -= set(other.k)
-    walked = {i for x in found for i in x.batch}
+    walked = {i for x in map(contraction, kernel.statements) if x is not None for i in x.batch}
     inner += [((i,), 1 if i in walked else min(16, power_of_two(size[i]))) for i in sorted(rest)]
-    return Schedule((*batch, *groups, *inner), warps, stages, group=8)
+    return Schedule((*batch, *groups, *inner), warps, stages, group)
 
 
-# (rows, streamed, warps) in order of preference. The first are those of FlashAttention-2 and of FlexAttention on Hopper.
-_STREAM_TILES = (
-    (128, 128, 8), (128, 64, 8), (128, 64, 4), (64, 128, 8), (64, 64, 8), (64, 64, 4), (64, 32, 4), (32, 64, 4), (32, 32, 4), (16, 32, 4), (16, 16, 4),
-)  # fmt: skip
-# float32 values per thread that tiles may hold; 255 registers less addresses, operands of the tensor cores and temporaries.
-_STREAM_REGISTERS = {"cuda:90": 144, "hip:gfx942": 80}
-_STREAM_REGISTERS_ELSE = 120
-
-
-def _streamed(kernel: KernelPlan, dtypes: Mapping[str, str], target: Target) -> Schedule:
-    """The largest tiles whose accumulators and scores fit into the registers, halved in rows while the chip is not filled."""
-    size = kernel.extents
-    found = [c for c in (contraction(s) for s in kernel.statements) if c is not None]
-    grid = tuple(i for i in kernel.grid if i not in kernel.repeat)
-    rows = tuple(i for i in grid if any(i in c.m or i in c.n for c in found)) or grid[-1:]
-    batch = tuple(i for i in grid if i not in rows)
-    height, length = (math.prod(size[i] for i in group) for group in (rows, kernel.stream))
-    programs = math.prod(size[i] for i in batch)
-    bits = _widest(kernel, dtypes)
-    whole = {i: power_of_two(size[i]) for i in kernel.whole}
-    whole.update({i: min(WHOLE_TILE, power_of_two(size[i])) for i in kernel.repeat})
-    along = set(kernel.stream)
-    chosen = _STREAM_TILES[-1]
-    most = _STREAM_REGISTERS.get(target.name, _STREAM_REGISTERS_ELSE) // (1 if bits <= 16 else 2)  # without tensor cores, operands are in registers too
-    tiled = {*rows, *kernel.stream}
-    width = sum(min(WHOLE_TILE, math.prod(size[i] for i in group)) for c in found for group in (c.m, c.n, c.k) if not tiled & set(group))
-    for tile_m, tile_n, warps in _STREAM_TILES:
-        if (tile_m > DOT_MIN and tile_m >= 2 * power_of_two(height)) or (tile_n > DOT_MIN and tile_n >= 2 * power_of_two(length)):
-            continue
-        if _stream_values(kernel, tile_m, tile_n, whole) / (32 * warps) > most:
-            continue
-        if tile_n * width * bits // 8 * 5 // 4 > target.shared_block:
-            continue  # the streamed tiles, a quarter more for what is staged
-        if tile_m > 64 and -(-height // tile_m) * programs < target.sms:
-            continue
-        chosen = (tile_m, tile_n, warps)
-        break
-    tile_m, tile_n, warps = chosen
-    dots = {i for c in found if _dots(c, size) for i in (*c.m, *c.n, *c.k)}
-    axes = [((i,), 1) for i in batch] + [(rows, tile_m), *(((i,), whole[i]) for i in kernel.repeat), (kernel.stream, tile_n)]
-    axes += [((i,), max(DOT_MIN if i in dots else 1, whole[i])) for i in kernel.whole]
-    # Contractions first: an index that one of them sums is a tile for all.
-    for s in sorted(kernel.statements, key=lambda s: contraction(s) is None):
-        rest = tuple(i for i in s.reduced if i not in along and not any(i in group for group, _ in axes))
-        if not rest:
-            continue
-        extent = math.prod(size[i] for i in rest)
-        c = contraction(s)
-        if c is not None and _dots(c, size):
-            axes.append((rest, max(DOT_MIN, power_of_two(extent)) if power_of_two(extent) <= 128 else 64))
-        else:  # a short sum is walked number by number: a 3-D tile would not fit
-            axes.append((rest, 1))
-    return Schedule(tuple(axes), warps, 2)
-
-
-def _dots(c: Contraction, size: Mapping[str, int]) -> bool:
-    """Whether a contraction inside a stream is worth a dot: padding may at most double an extent."""
-    return all(math.prod(size[i] for i in group) >= DOT_MIN // 2 for group in (c.m, c.n, c.k))
-
-
-def _stream_values(kernel: KernelPlan, tile_m: int, tile_n: int, whole: Mapping[str, int]) -> float:
-    """How many float32 values the tiles of a streaming kernel hold at once: accumulators and scores for long, products that
-    are no dot for a moment (twice: operand and result), and each dot operand that is computed rather than loaded."""
-    size, along = kernel.extents, set(kernel.stream)
-    held = 0.0
-    moment = 0.0
-    for s in kernel.statements:
-        left = set(free_indices(s.target))
-        wide = math.prod(whole.get(i, 1) for i in left)
-        c = contraction(s)
-        if along & set(s.reduced):
-            held += tile_m * wide
-            held += tile_m * tile_n if c is not None else 0
-        elif s.reduced and along & left:
-            held += tile_m * tile_n * wide
-        if along & set(s.indices) and s.reduced and not (c is not None and _dots(c, size)):
-            extra = math.prod(whole.get(i, 1) for i in s.indices)
-            moment = max(moment, 2.0 * tile_m * tile_n * extra if extra > 1 else 0.0)
-    return held + moment
-
-
-# float32 values per thread that a contraction may hold: tensor cores that read operands from shared memory leave more.
-_WGMMA_VALUES, _MMA_VALUES = 192, 112
-
-
-def _dot_values(found: Sequence[Contraction], tile_m: int, tile_n: int, tile_k: int) -> int:
-    """Accumulators, and for each operand that is computed rather than loaded its parts and itself, at a time for one contraction."""
-    moment = max(tile_m * tile_k * _live(c.lhs) + tile_n * tile_k * _live(c.rhs) for c in found)
-    return len(found) * tile_m * tile_n + moment
-
-
-def _live(terms: Sequence[Expr]) -> int:
-    """How many tiles the computation of an operand holds; none for a tensor that is loaded as it is."""
-    loaded = {a.tensor for t in terms for a in walk(t) if isinstance(a, Access) and a.subscripts}
-    plain = len(terms) == 1 and isinstance(terms[0], Access)
-    return 0 if plain else 1 + len(loaded)
-
-
-def _widest(kernel: KernelPlan, dtypes: Mapping[str, str]) -> int:
-    """Bits of the widest float operand that has dimensions to tile."""
-    operands = {a.tensor for s in kernel.statements if contraction(s) for a in reads(s) if a.tensor in kernel.reads and len(a.subscripts) > 1}
-    return max((DTYPES[dtypes[t]].bits for t in operands if DTYPES[dtypes[t]].kind == "float"), default=32)
+def _widest(kernel: KernelPlan, dtypes: Dtypes) -> int:
+    """Bits of the widest float operand of the products: of the tensors in memory that vary along a sum and a side, not of a row's sums."""
+    found = [(s, c) for s, c in ((s, contraction(s)) for s in kernel.statements) if c is not None]
+    sides = [(a, set(free_indices(a)), {*c.m, *c.n}, set(c.k)) for s, c in found for a in reads(s) if a.tensor in kernel.reads]
+    bits = [DTYPES[dtypes[a.tensor]] for a, free, side, summed in sides if free & side and free & summed]
+    return max((d.bits for d in bits if d.kind == "float"), default=32)
 
 
 def _waves(m: int, n: int, tile_m: int, tile_n: int, batch: int, sms: int) -> float:
@@ -251,7 +198,7 @@ def _waves(m: int, n: int, tile_m: int, tile_n: int, batch: int, sms: int) -> fl
     return tiles / (-(-tiles // sms) * sms)
 
 
-def _contiguous(kernel: KernelPlan, strides: Mapping[str, tuple[int, ...]]) -> str | None:
+def _contiguous(kernel: KernelPlan, strides: Strides) -> str | None:
     """The index along which the kernel's last output is contiguous."""
     target = kernel.statements[-1].target
     for subscript, stride in zip(target.subscripts, strides[target.tensor], strict=True):
@@ -261,76 +208,98 @@ def _contiguous(kernel: KernelPlan, strides: Mapping[str, tuple[int, ...]]) -> s
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Pointwise operations and reductions (GPU)
+# Streams (GPU)
+
+# (rows, streamed, warps) in order of preference. The first are those of FlashAttention-2 and of FlexAttention on Hopper. None is
+# 64 x 128: two groups of four warps then share 64 rows and each keep what they compute of them, 254 registers where 64 x 64 takes 154.
+# 64 x 256 is for scores that are only summed: their rows are read again for each tile of the stream.
+STREAM_TILES = (
+    (128, 128, 8), (128, 64, 8), (128, 64, 4), (128, 32, 8), (64, 256, 8), (64, 64, 8), (64, 64, 4), (64, 64, 2), (64, 32, 4), (64, 32, 8), (64, 32, 2),
+    (32, 64, 4), (32, 64, 2), (32, 32, 8), (32, 32, 4), (32, 32, 2), (16, 32, 4), (128, 16, 8), (64, 16, 8), (64, 16, 4), (16, 64, 8), (32, 16, 4),
+)  # fmt: skip
 
 
-def _general(kernel: KernelPlan, strides: Mapping[str, tuple[int, ...]], target: Target) -> Schedule:
-    """Tiles of TILE elements, widest along what is contiguous in memory, so that a warp reads whole lines.
-
-    Rows that fit are held whole when several statements walk them. Tiles of the grid are halved while the chip is not filled.
-    """
-    axes = _axes(kernel, strides)
-    size = {axis: math.prod(kernel.extents[i] for i in axis) for axis in axes}
-    inner = [axis for axis in axes if axis[0] not in kernel.grid]
-    outer = [axis for axis in axes if axis[0] in kernel.grid]
-    leading = _leading(kernel, strides)
-    wide = [axis for axis in axes if any(i in leading for i in axis)] or axes[-1:]
-    tiles = dict.fromkeys(axes, 1)
-    sums = {s.target.tensor for s in kernel.statements if s.reduced}
-    again = any(a.tensor in sums for s in kernel.statements if set(s.indices) - set(kernel.grid) for a in reads(s))
-    resident = again and bool(inner) and not kernel.stream
-    if resident:
-        tiles.update({axis: power_of_two(size[axis]) for axis in inner})
-    budget = max(1, TILE // math.prod(tiles.values()))
-    for axis in [*reversed(wide), *reversed(inner), *reversed(outer)]:
-        if resident and axis in inner:
+def stream_schedules(kernel: KernelPlan, dtypes: Dtypes, target: Target, precision: str) -> Iterator[Schedule]:
+    """Large tiles first: each streamed tile is read once per tile of rows. Small ones fill the chip where there are few rows."""
+    size = kernel.extents
+    rows, _ = stream_rows(kernel)
+    height, length = (math.prod(size[i] for i in group) for group in (rows, kernel.stream))
+    tensor_cores = on_tensor_cores(kernel, dtypes, target, precision)
+    fitting = [t for t in STREAM_TILES if suits(*t, height, target, tensor_cores)]
+    large = [t for t in fitting if t[0] * t[1] >= 2048]
+    columns = max((power_of_two(size[i]) for i in (*kernel.whole, *kernel.repeat)), default=1)
+    wide = (
+        [(64, 64, 8), (64, 32, 8)] if tensor_cores and target.name not in WGMMA and columns > 128 else []
+    )  # as many threads as accumulators need
+    least = min(WGMMA_ROWS, max(DOT_MIN, power_of_two(height))) if tensor_cores and target.name in WGMMA else DOT_MIN
+    chained = sum(contraction(s) is not None for s in kernel.statements) > 1
+    for tile_m, tile_n, warps in [*large, *wide, *(t for t in fitting if t not in large), (least, DOT_MIN, 4)]:
+        if (tile_m > DOT_MIN and tile_m >= 2 * power_of_two(height)) or (tile_n > DOT_MIN and tile_n >= 2 * power_of_two(length)):
             continue
-        others = [x for x in axes if x is not axis and size[x] > 1 and tiles[x] == 1]
-        most = 32 if len(wide) > 1 and axis in wide and len(axes) > 1 else 128 if axis in outer and inner else TILE // 2 if others else TILE
-        wanted = min(most, power_of_two(size[axis]), budget * tiles[axis])
-        if wanted > tiles[axis]:
-            budget = budget * tiles[axis] // wanted
-            tiles[axis] = wanted
-    while outer and math.prod(-(-size[a] // tiles[a]) for a in outer) < target.sms:
-        axis = max(outer, key=lambda a: tiles[a])
-        if tiles[axis] <= (32 if axis in wide else 1):
-            break
-        tiles[axis] //= 2
-    return Schedule(tuple((axis, tiles[axis]) for axis in axes), _warps(math.prod(tiles.values())), 2)
+        if not (chained and tile_n > 128):
+            yield stream_schedule(kernel, tile_m, tile_n, warps)
 
 
-def _warps(elements: int) -> int:
-    """4 warps up to 2048 elements of a tile, then one more doubling for each doubling of 16 a thread (Helion's rule for reductions)."""
-    return 4 if elements <= 2048 else 8 if elements <= 4096 else 16 if elements <= 16384 else 32
+def suits(tile_m: int, tile_n: int, warps: int, height: int, target: Target, tensor_cores: bool) -> bool:
+    """Whether a tile is one for a chip's instructions.
 
-
-def _axes(kernel: KernelPlan, strides: Mapping[str, tuple[int, ...]]) -> list[tuple[str, ...]]:
-    """Indices that occur in the same accesses and statements, grid ones first, outermost first.
-
-    An index that is contiguous in one tensor while another one is in the next stays on an axis of its own: a transposition
-    needs a tile that is wide both ways.
+    Groups of four warps take WGMMA_ROWS. Where a chain of products runs warp by warp, the warps lie along the rows, 16 for each on NVIDIA's
+    chips and 32 on AMD's, and all hold the streamed tile: with fewer rows some compute the same (59 registers spilled at 64 x 64 by 8
+    warps on A100 where 4 spill none), and 128 columns spill. Products on the vector units have no such tiles.
     """
-    leading = _leading(kernel, strides)
-    seen: dict[tuple[object, ...], list[str]] = {}
-    last = kernel.statements[-1]
-    order = [i for i in free_indices(last.target) if i in kernel.extents]
-    order += [i for s in kernel.statements for i in s.indices if i not in order]
-    for i in dict.fromkeys(order):
-        found = frozenset(a.tensor for a in accesses(kernel.statements) if i in free_indices(a))
-        shared = frozenset(n for n, s in enumerate(kernel.statements) if i in s.indices)
-        reduced = frozenset(n for n, s in enumerate(kernel.statements) if i in s.reduced)
-        alone = i if len(leading) > 1 and i in leading else ""
-        seen.setdefault((i in kernel.grid, found, shared, reduced, alone), []).append(i)
-    axes = [tuple(group) for group in seen.values()]
-    return sorted(axes, key=lambda axis: (axis[0] not in kernel.grid, any(i in leading for i in axis)))
+    if not tensor_cores:
+        return warps >= 4
+    if target.name in WGMMA:
+        return warps >= 4 and tile_m >= min(WGMMA_ROWS, power_of_two(height))
+    least = 32 if target.backend == "hip" else 16
+    return tile_n <= 64 and warps * least <= max(tile_m, 2 * least) and tile_m >= 2 * least
 
 
-def _leading(kernel: KernelPlan, strides: Mapping[str, tuple[int, ...]]) -> frozenset[str]:
-    """The indices along which some tensor of two or more dimensions in memory is contiguous."""
-    found = set()
-    for a in accesses(kernel.statements):
-        if a.tensor in strides and len(a.subscripts) > 1:
-            for subscript, stride in zip(a.subscripts, strides[a.tensor], strict=True):
-                if stride == 1:
-                    found |= set(free_indices(subscript))
-    return frozenset(i for i in found if kernel.extents.get(i, 1) > 1)
+def on_tensor_cores(kernel: KernelPlan, dtypes: Dtypes, target: Target, precision: str) -> bool:
+    """Whether the products of a kernel run on tensor cores: 16-bit operands, float32 ones that may be rounded, and on AMD's chips all."""
+    return target.backend == "hip" or _widest(kernel, dtypes) <= 16 or (_widest(kernel, dtypes) == 32 and precision != "ieee")
+
+
+def stream_rows(kernel: KernelPlan) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The grid indices that are rows of a stream's tiles, and the others, each element of which has programs of its own."""
+    found = [c for c in map(contraction, kernel.statements) if c is not None]
+    grid = tuple(i for i in kernel.grid if i not in kernel.repeat)
+    groups = [{*group} for c in found for group in (c.m, c.n) if not {*group} & {*kernel.stream}]  # parts of the stream are no rows
+    sides = tuple(i for i in grid if any(i in group for group in groups))
+    # An index of the batch of one product and of a side of another has programs of its own: a 3-D product would not be one.
+    rows = tuple(i for i in sides if not any(i in c.batch for c in found)) or sides or grid[-1:]
+    return rows, tuple(i for i in grid if i not in rows)
+
+
+def stream_schedule(kernel: KernelPlan, tile_m: int, tile_n: int, warps: int, stages: int = 2) -> Schedule:
+    """Tiles of rows and along the stream; indices that the kernel holds whole, and the sums inside, follow.
+
+    2 stages: the next tile of the stream is on its way while one is multiplied; a third would take as much shared memory again.
+    """
+    size = kernel.extents
+    found = [c for c in map(contraction, kernel.statements) if c is not None]
+    rows, batch = stream_rows(kernel)
+    whole = {i: power_of_two(size[i]) for i in kernel.whole}
+    repeat = {i: min(WHOLE_TILE, power_of_two(size[i])) for i in kernel.repeat}
+    along = set(kernel.stream)
+    dots = {i for c in found if _dots(c, size, rows) for i in (*c.m, *c.n, *c.k)}
+    axes = [((i,), 1) for i in batch] + [(rows, tile_m), *(((i,), repeat[i]) for i in kernel.repeat), (kernel.stream, tile_n)]
+    axes += [((i,), max(DOT_MIN if i in dots else 1, whole[i])) for i in kernel.whole]
+    # Contractions first: an index that one of them sums is a tile for all.
+    for s in sorted(kernel.statements, key=lambda s: contraction(s) is None):
+        rest = tuple(i for i in s.reduced if i not in along and not any(i in group for group, _ in axes))
+        if not rest:
+            continue
+        extent = math.prod(size[i] for i in rest)
+        c = contraction(s)
+        if c is not None and _dots(c, size, rows):
+            axes.append((rest, max(DOT_MIN, power_of_two(extent)) if power_of_two(extent) <= 128 else 64))
+        else:  # a short sum is walked number by number: a 3-D tile would not fit
+            axes.append((rest, 1))
+    return Schedule(tuple(axes), warps, stages)
+
+
+def _dots(c: Contraction, size: Mapping[str, int], rows: Sequence[str]) -> bool:
+    """Whether a contraction inside a stream is worth a dot: padding may at most double an extent, but for rows: a stream that few
+    rows read is bound by memory, whatever the tensor cores do beside it."""
+    return all(math.prod(size[i] for i in group) >= DOT_MIN // 2 or {*group} <= {*rows} for group in (c.m, c.n, c.k))

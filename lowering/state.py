@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from lowering import tile_ir
+from lowering.control import Control
 from lowering.cpp_source import CppKernel
 from lowering.fold import Chunks
 from lowering.kernel_source import KernelSource
 from lowering.plan import Plan
 from lowering.ragged import Limits
-from lowering.schedule import Schedule
 from lowering.steps import View
 from lowering.targets import Target
 from tdsl.affine import Bound
@@ -34,7 +34,7 @@ class Allocation:
 class Step:
     """One kernel, ready to print. direct: tensors that torch code defines whole. integers: the Triton kernel's sizes and strides.
 
-    cpp: the kernel as C++, where it is that.
+    cpp: the kernel as C++, where it is that. unedited: what was generated, where `source` is a user's edit of it.
     """
 
     tile: tile_ir.Kernel
@@ -43,6 +43,12 @@ class Step:
     source: KernelSource | None = None
     integers: Mapping[str, int] = field(default_factory=dict)
     cpp: CppKernel | None = None
+    unedited: KernelSource | None = None
+
+    @property
+    def writes(self) -> frozenset[str]:
+        """The tensors that the kernel writes."""
+        return frozenset(op.buffer.tensor for op in tile_ir.operations(self.tile.body) if isinstance(op, tile_ir.Store))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +86,9 @@ class State:
     """What is known after each stage. strides: of the arguments, in elements. values: integer scalars that sizes depend on.
 
     parts: of a program with ordered loops, in the order in which they run; plan and steps hold the kernels of all of them, each
-    once. placed: targets whose memory exists before the part. limits: the most that ranges which depend on tensors are.
+    once. placed: targets whose memory exists before the part; shares: the tensor that a name is some elements of. limits: the most that ranges which depend on tensors are.
     cpp_from: points of a statement from which a CPU's kernels are C++, None: never; cpp: whether these are.
-    chunks: how some kernels see their tensors; None: none may.
+    control: what a user fixed. chunks: how some kernels see their tensors; None: none may.
     """
 
     program: Program
@@ -90,7 +96,7 @@ class State:
     strides: Mapping[str, tuple[int, ...]]
     target: Target
     values: Mapping[str, int]
-    schedules: Mapping[str, Schedule] = field(default_factory=dict)
+    control: Control = field(default_factory=Control)
     input_precision: str = "ieee"
     saved: frozenset[str] = frozenset()
     results: Mapping[str, str] = field(default_factory=dict)
@@ -104,6 +110,7 @@ class State:
     text: str = ""
     parts: tuple[Part | Repeat, ...] = ()
     placed: frozenset[str] = frozenset()
+    shares: Mapping[str, str] = field(default_factory=dict)
     limits: Limits = field(default_factory=dict)
     cpp_from: int | None = None
     cpp: bool = False

@@ -28,6 +28,7 @@ from tdsl.ir import (
     Param,
     Program,
     Statement,
+    free_indices,
     fresh_name,
     reads,
     rebuild,
@@ -243,7 +244,7 @@ class _Step:
             return "fresh"
         alike = all(e.statement.op in _ADDING for e in writes)
         separate = all(e.statement.op == "=" and all(self._apart(e, other) for other in writes if other is not e) for e in writes)
-        if (alike or separate) and all(self._apart(w, r) for w in writes for r in read):
+        if (alike or separate) and all(self._apart(w, r) or self._own(w, r) for w in writes for r in read):
             return "apart" if read else "in place"
         return "state"
 
@@ -277,6 +278,15 @@ class _Step:
                 if least > 0 or most < 0:
                     return True
         return False
+
+    def _own(self, w: _Event, r: _Event) -> bool:
+        """Whether all that a statement reads of what it writes in a step is, for each of its points, the element that the point writes."""
+        if w.number != r.number or w.statement.reduced:
+            return False
+        inside = set(w.statement.indices)
+        pairs = list(zip(w.access.subscripts, r.access.subscripts, strict=True))
+        settled = all(a == b or (not isinstance(a, Clamp) and not inside & set(free_indices(a))) for a, b in pairs)
+        return settled and inside <= {a.name for a, b in pairs if isinstance(a, Index) and a == b}
 
     # -- rewriting ----------------------------------------------------------------------------------------------------
 

@@ -23,8 +23,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tdsl.ir import Access, Call, Const, Expr, Statement, free_indices, rebuild, substitute, walk
-from tdsl.ir import Index as IndexNode
+from lowering.statement import inlined
+from lowering.steady import Pass, steady
+from tdsl.ir import Access, Call, Const, Expr, Statement, free_indices, rebuild, walk
 from tdsl.ops import DTYPES, OPS
 from tdsl.simplify import factors, product, simplify_expr
 
@@ -35,7 +36,8 @@ OLD = ".old"  # `r.old` is the running value of r before this step, `r` the one 
 class Reduction:
     """One reduction of a pass. inner: the term, without the factors `outer` that do not vary along the pass and are applied
     once at its end. running: reductions of the same pass that the term reads. factor: what a change of those multiplies
-    the sum by, in terms of `r.old` and `r`; None where nothing is read. centred: (a, r) and (b, q) of a product of differences."""
+    the sum by, in terms of `r.old` and `r`; None where nothing is read. centred: (a, r) and (b, q) of a product of differences,
+    given: where it counts; None: everywhere."""
 
     statement: Statement
     inner: Expr
@@ -43,6 +45,7 @@ class Reduction:
     running: tuple[str, ...]
     factor: Expr | None
     centred: tuple[tuple[Expr, Expr], ...] = ()
+    given: Expr | None = None
 
 
 def passes(statements: Sequence[Statement], stream: Sequence[str]) -> tuple[tuple[Reduction, ...], ...]:
@@ -53,29 +56,32 @@ def passes(statements: Sequence[Statement], stream: Sequence[str]) -> tuple[tupl
     over = [s for s in statements if along & set(s.reduced)]
     names = {s.target.tensor for s in over}
     place: dict[str, int] = {}
+    extrema: dict[str, Expr] = {}  # running maxima and minima: what they are taken of
     outers: dict[str, tuple[Expr, ...]] = {}  # factors that are applied at the end of a pass, so not to running values that use them
     result: list[list[Reduction]] = []
     for s in over:
-        value = _inlined(s.value, {**inside, **afterwards})
+        value = inlined(s.value, {**inside, **afterwards})
         needs = {a.tensor for a in _reads(value, statements) if a.tensor in names}
         finished = _through_sums(value, statements, names)  # what a sum of its own was made of cannot be rescaled
         number = max((*(place[n] for n in needs), *(place[n] + 1 for n in finished)), default=0)
         beside = tuple(n for n in place if n in needs and place[n] == number)
         unfinished = any(a.tensor in place and place[a.tensor] == number for n in beside for t in outers[n] for a in walk(t) if isinstance(a, Access))
-        found = None if unfinished else _reduction(s, value, beside, along)
+        found = None if unfinished else _reduction(s, value, beside, along, extrema)
         if found is None:
             number += 1
-            found = _reduction(s, value, (), along)
+            found = _reduction(s, value, (), along, {})
             assert found is not None
         while len(result) <= number:
             result.append([])
         result[number].append(found)
         outers[s.target.tensor] = found.outer
+        if s.op in ("max=", "min="):
+            extrema[s.target.tensor] = value
         place[s.target.tensor] = number
     return tuple(tuple(p) for p in result)
 
 
-def _reduction(s: Statement, value: Expr, running: tuple[str, ...], along: set[str]) -> Reduction | None:
+def _reduction(s: Statement, value: Expr, running: tuple[str, ...], along: set[str], extrema: Mapping[str, Expr]) -> Reduction | None:
     """The reduction as a member of a pass in which `running` run too, or None where the algebra does not allow it."""
     if s.op != "+=":
         return None if running else Reduction(s, s.value, (), (), None)
@@ -86,11 +92,26 @@ def _reduction(s: Statement, value: Expr, running: tuple[str, ...], along: set[s
     met = tuple(n for n in running if n in reads)
     if not met:
         return Reduction(s, inner, outer, (), None)
-    factor = rescale(inner, frozenset(met), frozenset(along))
-    if factor is not None:
-        return Reduction(s, inner, outer, met, simplify_expr(factor))
-    pair = differences(inner, frozenset(met), frozenset(along))
-    return None if pair is None else Reduction(s, inner, outer, (), None, pair)
+    terms_of = {n: extrema[n] for n in met if n in extrema}
+    settled = steady(inner, Pass(terms_of, frozenset(met), frozenset(along)))
+    if settled is not None:
+        inner, late = settled
+        met = tuple(n for n in met if any(isinstance(a, Access) and a.tensor == n for a in walk(inner)))
+        factor = rescale(inner, frozenset(met), frozenset(along))
+        if factor is not None:
+            return Reduction(s, inner, (*outer, *late), met, simplify_expr(factor))
+    given, rest = _given(inner, frozenset(met))
+    pair = differences(rest, frozenset(met), frozenset(along))
+    return None if pair is None else Reduction(s, inner, outer, (), None, pair, given)
+
+
+def _given(term: Expr, running: frozenset[str]) -> tuple[Expr | None, Expr]:
+    """`where(c, x, 0)` --> c and x, where no running value decides."""
+    match term:
+        case Call(op="where", args=(condition, x, Const(value=0))) if not _depends(condition, running):
+            more, rest = _given(x, running)
+            return (condition if more is None else Call("and", (condition, more))), rest
+    return None, term
 
 
 def differences(term: Expr, running: frozenset[str], along: frozenset[str]) -> tuple[tuple[Expr, Expr], ...] | None:
@@ -142,16 +163,6 @@ def _through_sums(value: Expr, statements: Sequence[Statement], names: set[str])
                 seen.add((a.tensor, summed or bool(definitions[a.tensor].reduced)))
                 pending.append((definitions[a.tensor].value, summed or bool(definitions[a.tensor].reduced)))
     return found
-
-
-def _inlined(expr: Expr, definitions: Mapping[str, Statement]) -> Expr:
-    """`expr` with elementwise tensors of the same kernel replaced by what they are."""
-    expr = rebuild(expr, lambda e: _inlined(e, definitions))
-    if isinstance(expr, Access) and expr.tensor in definitions:
-        s = definitions[expr.tensor]
-        to = {i.name: e for i, e in zip(s.target.subscripts, expr.subscripts, strict=True) if isinstance(i, IndexNode)}
-        return _inlined(substitute(s.value, to), definitions)
-    return expr
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -18,6 +18,9 @@ from typing import TypeAlias
 
 from tdsl.ir import Expr
 
+# The most steps of a loop that are written out.
+UNROLL = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Axis:
@@ -154,6 +157,12 @@ class For:
     lo: Expr | None = None
     hi: Expr | None = None
 
+    @property
+    def unrolled(self) -> bool:
+        """Whether its few steps are written out. Only loops with no loop inside have their loads copied ahead: a sum over three
+        coordinates would keep the loop around it from that."""
+        return self.axis.scalar and self.axis.extent <= UNROLL and not any(isinstance(op, For | Dot) for op in self.body)
+
 
 @dataclass(frozen=True, slots=True)
 class Store:
@@ -173,7 +182,8 @@ Operation: TypeAlias = IndexOf | Load | Elementwise | Dot | Fold | Mask | Full |
 class Kernel:
     """One kernel. notation: the statements it runs. group: grid tiles of the first axis that are walked together.
 
-    wide: offsets need 64 bits. num_warps and num_stages are the launch configuration of a GPU.
+    wide: offsets need 64 bits. num_warps and num_stages are the launch configuration of a GPU. max_registers: per thread, where the
+    assembler is told. fused: a multiplication and an addition may be one operation, which is rounded once.
     """
 
     name: str
@@ -186,6 +196,8 @@ class Kernel:
     group: int = 1
     wide: bool = False
     input_precision: str = "ieee"
+    max_registers: int | None = None
+    fused: bool = True
 
     def axis(self, name: str) -> Axis:
         """The axis of that name."""
@@ -218,6 +230,19 @@ def operations(body: tuple[Operation, ...]) -> Iterator[Operation]:
         yield op
         if isinstance(op, For):
             yield from operations(op.body)
+
+
+def uses(op: Operation) -> Iterator[Value]:
+    """The values that an operation reads, those in the body of a loop not among them."""
+    match op:
+        case Elementwise():
+            yield from (a for a in op.args if isinstance(a, Value))
+        case Dot():
+            yield from (v for v in (op.lhs, op.rhs, op.acc) if v is not None)
+        case Fold() | Mask() | Store():
+            yield op.src
+        case Assign():
+            yield from (op.src, op.dst)
 
 
 def _lines(body: tuple[Operation, ...], indent: str) -> Iterator[str]:

@@ -40,7 +40,8 @@ def identity(reduction: str, dtype: str) -> float | int | bool:
     if d.kind == "float":
         return value
     if math.isinf(value):
-        return value > 0 if d.kind == "bool" else (2**63 - 1 if value > 0 else -(2**63))
+        low, high = (0, 2**d.bits - 1) if dtype.startswith("u") else (-(2 ** (d.bits - 1)), 2 ** (d.bits - 1) - 1)
+        return value > 0 if d.kind == "bool" else high if value > 0 else low
     return bool(value) if d.kind == "bool" else int(value)
 
 
@@ -52,7 +53,7 @@ class _Tiler(Evaluator):
         buffers = tuple(sorted(self.buffers.values(), key=lambda b: order.index(b.tensor)))
         plan, schedule = self.plan, self.schedule
         body = tuple(self.scopes[0].ops)
-        return ir.Kernel(plan.name, plan.notation, self.axes, buffers, body, schedule.num_warps, schedule.num_stages, schedule.group, wide)
+        return ir.Kernel(plan.name, plan.notation, self.axes, buffers, body, schedule.num_warps, schedule.num_stages, schedule.group, wide, fused=self.memory.fused)
 
     def _statements(self) -> None:
         """Reductions in order, those over a streamed axis pass by pass; then what is stored element by element."""
@@ -122,7 +123,7 @@ class _Tiler(Evaluator):
         axes = [a for a in self.axes if any(i in s.reduced for i, _ in a.indices)]
         folded = tuple(a.name for a in axes if not a.scalar)
         loops = [a for a in axes if a.role == "loop"]
-        fill = identity(reduction, compute)
+        fill = identity(reduction, dtype if DTYPES[dtype].kind == "int" else compute)
         typed = self._typed(s)
         if not loops:
             return self.fold(s, self._term(s, s.value, folded, compute, fill), folded, reduction, typed)
@@ -217,7 +218,8 @@ class _Tiler(Evaluator):
         typed = self._typed(r.statement)
         compute = self._accumulator(typed[0])
         lanes = self.sort(self.tile_axes(free_indices(r.statement.target)))
-        values = [self._carry("count", (), typed, compute, 0.0), self._carry("mean", lanes, typed, compute, 0.0)]
+        counts = () if r.given is None else lanes
+        values = [self._carry("count", counts, typed, compute, 0.0), self._carry("mean", lanes, typed, compute, 0.0)]
         if r.centred[0][0] != r.centred[1][0]:
             values.append(self._carry("mean", lanes, typed, compute, 0.0))
         for v in values:
@@ -228,16 +230,24 @@ class _Tiler(Evaluator):
         """One tile: its own count, means and sum about them, merged with what is carried (Chan, Golub and LeVeque, 1979)."""
         s, dtype = r.statement, carry.dtype
         typed = self._typed(s)
-        ones = self._masked(self.full(1.0, typed, self.sort(set(folded)), dtype), folded, 0.0)
-        count = self.fold(s, ones, folded, "sum", typed)
+
+        def counted(v: ir.Operand) -> ir.Value:
+            """A tile that is zero where nothing is summed."""
+            chosen = v if r.given is None else self.call("where", [self.eval(r.given), v, 0.0])
+            return self._masked(self.as_value(chosen), folded, 0.0)
+
+        def total_of(v: ir.Operand) -> ir.Value:
+            return self.fold(s, counted(v), folded, "sum", typed)
+
+        count: ir.Operand = total_of(self.full(1.0, typed, self.sort(set(folded)), dtype))
+        divisor = count if r.given is None else self.call("maximum", [count, 1.0])
         values = [self.as_value(self.cast(self.eval(a), dtype)) for a, _ in r.centred]
-        means = [self.call("div", [self.fold(s, self._masked(v, folded, 0.0), folded, "sum", typed), count]) for v in values]
-        product_of = self.call("mul", [self.call("sub", [v, m]) for v, m in zip(values, means, strict=True)])
-        inside = self.fold(s, self._masked(self.as_value(product_of), folded, 0.0), folded, "sum", typed)
+        means = [self.call("div", [total_of(v), divisor]) for v in values]
+        inside = total_of(self.call("mul", [self.call("sub", [v, m]) for v, m in zip(values, means, strict=True)]))
         seen, *before = about
         before = [before[0], before[-1]]
         total = self.call("add", [seen, count])
-        share = self.call("div", [count, total])
+        share = self.call("div", [count, total if r.given is None else self.call("maximum", [total, 1.0])])
         apart = [self.call("sub", [m, b]) for m, b in zip(means, before, strict=True)]
         between = self.call("mul", [self.call("mul", [apart[0], apart[1]]), self.call("mul", [seen, share])])
         after = [self.call("add", [b, self.call("mul", [d, share])]) for b, d in zip(before, apart, strict=True)]
@@ -259,6 +269,8 @@ class _Tiler(Evaluator):
         """The running value after one tile."""
         s = replace(r.statement, value=r.inner)
         reduction = REDUCTION_OF[s.op]
+        reduced = set(s.reduced)  # of which the loop may walk only some
+        folded = (*folded, *(a.name for a in self.axes if not a.scalar and a.name not in folded and reduced & {i for i, _ in a.indices}))
         found = contraction(s)
         if found is not None and self._dot_axes(found):
             common = join(self._operand_type(found.lhs), self._operand_type(found.rhs))
@@ -328,17 +340,15 @@ class _Tiler(Evaluator):
 
     def _dot_axes(self, c: Contraction) -> bool:
         """Whether M, N and K are tile axes: one each, unless whole tensors are multiplied."""
-        groups = [{self.axis_of[i].name for i in group} for group in (c.m, c.n, c.k)]
-        whole = all(not self.axis_of[i].scalar for group in (c.m, c.n, c.k) for i in group)
         if self.exact:
-            return whole
-        sizes = all(self.axis_of[group[0]].tile >= 16 for group in (c.m, c.n, c.k))
+            return all(not self.axis_of[i].scalar for group in (c.m, c.n, c.k) for i in group)
+        # What is a number in this kernel, the part of a stream for one, is no axis of the operand that it belongs to.
+        groups = [{self.axis_of[i] for i in group if not self.axis_of[i].scalar} for group in (c.m, c.n, c.k)]
         return (
-            whole
-            and sizes
-            and all(len(g) == 1 for g in groups)
-            and len(set().union(*groups)) == 3
-            and all(self.axis_of[i].scalar for i in c.batch)
+            all(len(axes) == 1 and all(a.tile >= 16 for a in axes) for axes in groups)
+            and len({a.name for axes in groups for a in axes}) == 3
+            and all(self.axis_of[i].scalar for i in (*c.batch, *(i for i in c.k if self.axis_of[i].role == "grid")))
+            and not any(self.axis_of[i].scalar for i in c.k)
         )
 
     def dot(self, s: Statement, c: Contraction) -> ir.Value:
@@ -357,8 +367,9 @@ class _Tiler(Evaluator):
         lhs, rhs = (self._masked(self.operand(e, common), contract, 0.0) for e in (c.lhs, c.rhs))
         if carry is None:
             level = max(self.level[lhs.name], self.level[rhs.name])
-            total, _ = self.make(("dot", lhs.name, rhs.name), s.target.tensor, lanes, common, compute, level)
-            self.emit(total, ir.Dot(total, lhs, rhs, None, batch, contract))
+            total, new = self.make(("dot", lhs.name, rhs.name), s.target.tensor, lanes, common, compute, level)
+            if new:
+                self.emit(total, ir.Dot(total, lhs, rhs, None, batch, contract))
         else:
             total = carry
             result = self._new(s.target.tensor, lanes, compute, common)

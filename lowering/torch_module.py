@@ -33,9 +33,11 @@ class _Module:
         program = self.state.program
         lines = [f"def run({', '.join(self.name(n) for n in program.inputs)}):"]
         last = {tensor: n for n, part in enumerate(self.parts) for tensor in _tensors(part)}
+        always = {*program.inputs}  # what only the steps of a loop make has no name where there are none
         for n, part in enumerate(self.parts):
+            always |= {a.tensor for a in part.allocate} if isinstance(part, Repeat) else set(_tensors(part))
             lines += self.part(part, "    ", final=n + 1 == len(self.parts))
-            over = [t for t in last if last[t] == n and t not in self.kept and t in self.state.shapes and t in self.names]
+            over = [t for t in last if last[t] == n and t in always - self.kept and t in self.state.shapes and t in self.names]
             if over and n + 1 < len(self.parts):
                 lines.append(f"    del {', '.join(self.names[t] for t in over)}")
         results = []
@@ -97,6 +99,8 @@ class _Module:
         results = {b.tensor: self.name(b.tensor) for b in step.tile.buffers if b.tensor in step.direct}
         yield f"{indent}{', '.join(results.values()) + ' = ' if results else ''}{call}"
         elsewhere = {b.tensor for other in self.steps if other is not step for b in other.tile.buffers}
+        elsewhere |= {view.tensor for part in leaves(self.parts) for view in part.views}  # under other names
+        elsewhere |= {source for part in leaves(self.parts) for source in part.aliases.values()}
         for tensor in results:
             if tensor in elsewhere:  # other kernels are made for the strides of a contiguous tensor
                 yield f"{indent}{results[tensor]} = {results[tensor]}.contiguous()"

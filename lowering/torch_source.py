@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from lowering import tile_ir as ir
 from lowering.tiling import identity
+from lowering.torch_views import strided
 from tdsl.affine import linear
 from tdsl.ir import Call, Clamp, Const, Expr, Index, Pad, free_indices
 from tdsl.ops import DTYPES, OPERATORS, OPS, REDUCTIONS
@@ -46,6 +47,7 @@ class _Printer:
         self.values: dict[str, ir.Value] = {}
         self.numbers: set[str] = set()
         self.owned: set[str] = set()
+        self.strided_values: set[str] = set()  # views whose windows overlap: a matrix of them is a copy
         self.home: dict[str, int] = {}
         self.block = 0
         self.remaining: Counter[str] = Counter()
@@ -120,7 +122,7 @@ class _Printer:
         """The indices whose values an operation needs as a tensor."""
         if isinstance(op, ir.IndexOf):
             exprs = [op.expr]
-        elif (isinstance(op, ir.Load) and not self._is_view(op.buffer, op.subscripts)) or (
+        elif (isinstance(op, ir.Load) and not self._is_view(op.buffer, op.subscripts) and self._strided(op) is None) or (
             isinstance(op, ir.Store) and not (self._is_plain(op.subscripts) and op.mode in ("set", "add"))
         ):
             exprs = list(op.subscripts)
@@ -193,6 +195,8 @@ class _Printer:
         spelled = self._in_place(op)
         if spelled is None:
             self.owned.add(op.dst.name)
+            if op.op == "div" and plain and op.args[0] not in plain:  # number / tensor is reciprocal() * number, which rounds twice
+                return f"torch.div({args[0]}, {args[1]})"
             text = row.torch.format(*args)
             return text[1:-1] if text.startswith("(") and text.endswith(")") and op.op in OPERATORS else text
         return spelled.format(*args)
@@ -246,6 +250,14 @@ class _Printer:
         m = [a for a in op.dst.axes if a in left.axes and a not in op.batch]
         n = [a for a in op.dst.axes if a in right.axes and a not in op.batch]
         k = list(op.contract)
+        lead = m[: op.dst.axes.index(n[0])] if n and not op.batch else []
+        if lead and len(lead) < len(m) and [*lead, *n, *m[len(lead) :]] == list(op.dst.axes):
+            # Z[n,o,x] += X[n,c,x] * W[o,c]: a product for each n gives the result in its own order, and X is read in its own.
+            rest = m[len(lead) :]
+            text = f"torch.matmul({self.arranged(right, [], [n, k])}, {self.arranged(left, lead, [k, rest])})"
+            if len(n) != 1 or len(rest) != 1:
+                text = f"{text}.reshape({', '.join(self.length(x) for x in op.dst.axes)})"
+            return f"{op.acc.name} + {text}" if op.acc else text
         a = self.arranged(left, [*op.batch], [m, k])
         b = self.arranged(right, [*op.batch], [k, n])
         text = f"torch.matmul({a}, {b})"
@@ -257,7 +269,15 @@ class _Printer:
         return f"{op.acc.name} + {text}" if op.acc else text
 
     def arranged(self, v: ir.Value, batch: list[str], groups: list[list[str]]) -> str:
-        """An operand as (batch.., rows, columns)."""
+        """An operand as (batch.., rows, columns). What must be copied for that is copied along the longest of its last axes."""
+        if v.name in self.strided_values and self._extent(groups[0][-1]) > self._extent(groups[1][-1]):
+            return f"{self._flattened(v, batch, groups[::-1])}.mT"
+        return self._flattened(v, batch, groups)
+
+    def _extent(self, axis: str) -> int:
+        return self.kernel.axis(axis).extent
+
+    def _flattened(self, v: ir.Value, batch: list[str], groups: list[list[str]]) -> str:
         order = [*batch, *groups[0], *groups[1]]
         axes = list(v.axes)
         text = v.name
@@ -282,7 +302,15 @@ class _Printer:
             return op.buffer.name
         if self._is_view(op.buffer, op.subscripts):
             return self.view(op.buffer, op.subscripts, op.dst.axes)
+        if found := self._strided(op):
+            text, owned = found
+            self.owned |= {op.dst.name} if owned else set()
+            self.strided_values.add(op.dst.name)
+            return text
         return self.gather(op)
+
+    def _strided(self, op: ir.Load) -> tuple[str, bool] | None:
+        return strided(op, self.kernel, frozenset(self.values), self.length) if all(op.buffer.shape) else None
 
     def _is_view(self, buffer: ir.Buffer, subscripts: tuple[Expr, ...]) -> bool:
         """Whether an access is a strided view: integer multiples of indices, none of them backwards."""
@@ -366,7 +394,7 @@ class _Printer:
         return joined if any(self._is_tensor(e.value) for e in subscripts if isinstance(e, Pad)) else f"torch.tensor({joined})"
 
     def _is_tensor(self, e: Expr) -> bool:
-        return any(i in self.values or not self.kernel.axis_of(i).scalar for i in free_indices(e))
+        return any(i not in self.numbers if i in self.values else not self.kernel.axis_of(i).scalar for i in free_indices(e))
 
     def store(self, op: ir.Store) -> Iterator[str]:
         value = op.src.name

@@ -23,6 +23,8 @@ def {name}(a, b):
     return {body}
 """
 _INT32 = 2**31 - 1
+# Bytes of the smallest asynchronous copy.
+_COPY = 4
 
 
 def triton_source(kernel: ir.Kernel) -> tuple[KernelSource, dict[str, int]]:
@@ -44,6 +46,7 @@ class _Printer:
         self.values: dict[str, ir.Value] = {}
         self.preludes: dict[str, None] = {}
         self.alias: dict[str, str] = {}
+        self.turned = _turned(kernel)
 
     def run(self) -> KernelSource:
         body = list(self.block(self.kernel.body, "    "))
@@ -51,12 +54,22 @@ class _Printer:
         args = [self.pointer(b) for b in self.kernel.buffers]
         args += [Arg(name, "int", "int32" if value <= _INT32 else "int64") for name, value in (*self.sizes.items(), *self.strides.items())]
         args += [Arg(name, "constexpr", value=value) for name, value in self.tiles.items()]
+        top = [*self.multiples(), *top]
         notation = "\n    ".join(self.kernel.notation.splitlines())
         quoted = f'    """{notation}"""' if "\n" not in notation else f'    """\n    {notation}\n    """'
         signature = ", ".join(self.parameter(a) for a in args)
         lines = ["@triton.jit", f"def {self.kernel.name}({signature}):", quoted, *top, *body]
         source = "\n\n\n".join([_HEADER.strip(), *(text.strip() for text in self.preludes), "\n".join(lines)]) + "\n"
-        return KernelSource(self.kernel.name, source, tuple(args), self.kernel.num_warps, self.kernel.num_stages)
+        k = self.kernel
+        return KernelSource(k.name, source, tuple(args), k.num_warps, k.num_stages, k.max_registers, k.fused)
+
+    def multiples(self) -> Iterator[str]:
+        """Tells the compiler what integers are multiples of: of 16 it sees by itself, and without any it loads element by element."""
+        narrowest = min((DTYPES[b.dtype].bits // 8 for b in self.kernel.buffers if not b.number), default=8)
+        for name, value in (*self.sizes.items(), *self.strides.items()):
+            factor = math.gcd(value, 16)
+            if 1 < factor < 16 and factor * narrowest >= _COPY:
+                yield f"    {name} = {name} // {factor} * {factor}  # a multiple of {factor}: wide loads"
 
     def pointer(self, b: ir.Buffer) -> Arg:
         if not b.number:
@@ -157,7 +170,7 @@ class _Printer:
                 inner = list(self.block(op.body, indent + "    "))
                 if axis.scalar:
                     name = axis.name if len(axis.indices) == 1 else f"{axis.name}_"
-                    yield f"{indent}for {name} in range(0, {self.extent(axis)}):"
+                    yield f"{indent}for {name} in {self.steps(op)}:"
                     yield from self.index_lines(axis, indent + "    ", name)
                 else:
                     lo, hi = self.limits(op)
@@ -172,6 +185,12 @@ class _Printer:
             if op.dst.name in carried:
                 self.alias[op.dst.name] = carried[op.dst.name]
             yield f"{indent}{self.alias.get(op.dst.name, op.dst.name)} = {self.value(op)}"
+
+    def steps(self, op: ir.For) -> str:
+        if not op.unrolled:
+            return f"range(0, {self.extent(op.axis)})"
+        self.tiles[f"STEPS_{op.axis.name.upper()}"] = op.axis.extent
+        return f"tl.static_range(STEPS_{op.axis.name.upper()})"
 
     def limits(self, op: ir.For) -> tuple[str, str]:
         """The first tile's start, a multiple of the tile, and the end of the loop."""
@@ -253,21 +272,26 @@ class _Printer:
         """Rows first: the operand that has the result's first axis is the left one, transposed where its axes run the other way."""
         first = op.dst.axes[0]
         left, right = (op.lhs, op.rhs) if first in op.lhs.axes else (op.rhs, op.lhs)
-        a = self.name(left, left.axes) if left.axes[0] == first else f"tl.trans({self.name(left, left.axes)})"
-        b = self.name(right, right.axes) if right.axes[0] in op.contract else f"tl.trans({self.name(right, right.axes)})"
+        a = self.operand(left, left.axes[0] == first)
+        b = self.operand(right, right.axes[0] in op.contract)
         acc = f", {self.name(op.acc, op.acc.axes)}" if op.acc else ""
         precision = f', input_precision="{self.kernel.input_precision}"' if left.dtype == "float32" else ""
         out = ", out_dtype=tl.float64" if op.dst.dtype == "float64" else ""
         return f"tl.dot({a}, {b}{acc}{precision}{out})"
+
+    def operand(self, v: ir.Value, straight: bool) -> str:
+        name = self.name(v, v.axes)
+        return name if straight or v.name in self.turned else f"tl.trans({name})"
 
     # -- memory ---------------------------------------------------------------------------------------------------------
 
     def load(self, op: ir.Load) -> str:
         if op.buffer.number:
             return op.buffer.name
-        mask = self.mask(op.buffer, op.subscripts, op.dst.axes)
+        axes = op.dst.axes[::-1] if op.dst.name in self.turned else op.dst.axes
+        mask = self.mask(op.buffer, op.subscripts, axes)
         other = "" if not mask else ", other=0" if DTYPES[op.buffer.dtype].kind != "float" else ", other=0.0"
-        return f"tl.load({self.address(op.buffer, op.subscripts, op.dst.axes)}{mask and ', mask=' + mask}{other})"
+        return f"tl.load({self.address(op.buffer, op.subscripts, axes)}{mask and ', mask=' + mask}{other})"
 
     def store(self, op: ir.Store) -> str:
         mask = self.mask(op.buffer, op.subscripts, op.axes)
@@ -382,6 +406,25 @@ class _Printer:
 
     def dtype(self, name: str) -> str:
         return f"tl.{DTYPES[name].triton}"
+
+
+def _turned(kernel: ir.Kernel) -> frozenset[str]:
+    """Loaded tiles that only dots read, all of them with the axes the other way round: they are loaded so, and need no transposition,
+    which would keep Ampere's compiler from copying them to shared memory ahead of their use."""
+    loaded = {op.dst.name for op in ir.operations(kernel.body) if isinstance(op, ir.Load)}
+    turned: set[str] = set()
+    for op in ir.operations(kernel.body):
+        if not isinstance(op, ir.Dot):
+            loaded -= {v.name for v in ir.uses(op)}
+            continue
+        first = op.dst.axes[0]
+        left, right = (op.lhs, op.rhs) if first in op.lhs.axes else (op.rhs, op.lhs)
+        for v, straight in ((left, left.axes[0] == first), (right, right.axes[0] in op.contract)):
+            if straight:
+                loaded.discard(v.name)
+            else:
+                turned.add(v.name)
+    return frozenset(turned & loaded)
 
 
 def _definitions(text: str) -> list[str]:

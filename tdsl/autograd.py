@@ -78,7 +78,7 @@ class Halves:
             else cut(owner.program, owner.wrt, fuses=owner.fuses, recomputed=recomputed, rule=owner.rule)
         )
         self.forward = Executor(
-            owner.program, self.base.backend, flat=self.parts.forward, saved=frozenset(self.parts.saved), schedules=self.base.schedules
+            owner.program, self.base.backend, flat=self.parts.forward, saved=frozenset(self.parts.saved), control=self.base.control
         )
         self._remember(self.forward, part="forward")
         self.kept = tuple(self.parts.forward.results.index(name) for name in self.parts.kept)
@@ -117,7 +117,7 @@ class Halves:
         if source is None:
             source, outputs, fewer = self.parts.backward, program.results, wrt
         return Backward(
-            Executor(source, self.base.backend, stored=stored, schedules=self.base.schedules),
+            Executor(source, self.base.backend, stored=stored, control=self.base.control),
             tuple(program.results.index(name) for name in outputs),
             tuple(program.inputs.index(name) for name in fewer),
         )

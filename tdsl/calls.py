@@ -45,6 +45,11 @@ def call(name: str, args: Sequence[Expr], span: Span | None = None) -> Expr:
         raise UnknownFunction(f"`{name}` needs the indices that it goes over", span=span, help=mend)
     if name not in OPS:
         raise UnknownFunction(f"there is no function `{name}`", span=span, help=_suggest(name))
+    if name == "rand" and len(args) > 1:  # rand(seed, i, j): a number in [0, 1) for each seed and each point
+        key = args[0]
+        for arg in args[1:]:
+            key = Call("mix", (key, arg), span=span)
+        args = (key,)
     _count(name, len(args), OPS[name].arity, OPS[name].arity, span)
     return Call(name, tuple(args), span=span)
 

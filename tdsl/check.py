@@ -20,8 +20,9 @@ def statement(s: Statement, loops: tuple[str, ...], explicit: Collection[str]) -
         _forms(e)
     used = {name for e in (*bounds(s.ranges), s.target, s.value) for name in _free(e, frozenset())}  # a softmax alone brings no index
     _softmax_scopes(s.value, frozenset({*explicit, *loops, *used}))
+    _softmax_ranges(s)
     if s.op == "=":
-        _all_on_the_left(s, loops)
+        _all_on_the_left(s)
     _self_reads(s, loops)
 
 
@@ -95,7 +96,22 @@ def _softmax_scopes(e: Expr, scope: frozenset[str]) -> None:
         _softmax_scopes(child, scope)
 
 
-def _all_on_the_left(s: Statement, loops: tuple[str, ...]) -> None:
+def _softmax_ranges(s: Statement) -> None:
+    """What softmax goes over is the same for all of its rows."""
+    inner = (r for e in walk(s.value) if isinstance(e, Reduce) for r in e.ranges)
+    ranges = [*s.ranges, *inner]
+    for e in (e for e in walk(s.value) if isinstance(e, Softmax)):
+        for r in ranges:
+            moved = [i for bound in bounds((r,)) for i in free_indices(bound) if i in e.over]
+            if moved and r.index in free_indices(e.body):
+                raise IndexError_(
+                    f"softmax goes over {moved[0]}, and the range of {r.index} depends on it",
+                    span=e.span,
+                    help=f"give {r.index} a range of its own, and mask: softmax[{moved[0]}](where({r.index} < .., .., -inf))",
+                )
+
+
+def _all_on_the_left(s: Statement) -> None:
     if s.reduced:
         name = s.reduced[0]
         span = next((e.span for e in walk(s.value) if isinstance(e, Index) and e.name == name), None)
@@ -106,14 +122,6 @@ def _all_on_the_left(s: Statement, loops: tuple[str, ...]) -> None:
             help=f"write `+=` to sum over {name} (or `max=`, `min=`, `*=`), or put {name} on the left; "
             f"if it is a scalar, declare it: `def f(.., {name}) -> ..:`",
         )
-    left = free_indices(s.target)
-    for name in loops:
-        if name not in left:
-            raise IndexError_(
-                f"index {name} is not on the left of `=`, so every step would write the same elements",
-                span=s.target.span,
-                help=f"put {name} among the subscripts of {s.target.tensor}, or write `+=`",
-            )
 
 
 def _self_reads(s: Statement, loops: tuple[str, ...]) -> None:

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from lowering import tile_ir
 from lowering.compiler import Step
 from lowering.cost import Prediction
+from lowering.plan import KernelPlan
 from lowering.report import KernelReport
+from lowering.rules import broken
 from tdsl.errors import ArgumentError
 from tdsl.explain import predictions, report_of
 from tdsl.lowered import Lowered, Runnable, lowered
@@ -110,17 +111,19 @@ def check(function: Runnable, args: Sequence[Any], target: str | None = None, gr
         raise ArgumentError("a CPU runs torch code, which has no machine code to check", help='name a GPU: target="cuda:90", say')
     parts = lowered(function, args, target, gradient=gradient)
     found = [
-        _kernel(step, report_of(step, part.state), p, part)
+        _kernel(plan, step, report_of(step, part.state), p, part)
         for part in parts
-        for step, p in zip(part.state.steps, predictions(part.state), strict=True)
+        for plan, step, p in zip(_plans(part), part.state.steps, predictions(part.state), strict=True)
     ]
     return Report(target, tuple(found))
 
 
-def _kernel(step: Step, machine: KernelReport, p: Prediction, part: Lowered) -> KernelCheck:
-    faults = machine.faults
-    if machine.tensor_core is None and any(_on_tensor_cores(op) for op in tile_ir.operations(step.tile.body)):
-        faults = (*faults, f"a product of 16-bit operands does not reach the tensor cores of {part.state.target.chip}")
+def _plans(part: Lowered) -> tuple[KernelPlan, ...]:
+    assert part.state.plan is not None
+    return part.state.plan.kernels
+
+
+def _kernel(plan: KernelPlan, step: Step, machine: KernelReport, p: Prediction, part: Lowered) -> KernelCheck:
     return KernelCheck(
         name=f"{machine.name} (saves {', '.join(part.saves)})" if part.saves else machine.name,
         registers=machine.registers,
@@ -131,13 +134,9 @@ def _kernel(step: Step, machine: KernelReport, p: Prediction, part: Lowered) -> 
         load_bytes=machine.load_bytes,
         store_bytes=machine.store_bytes,
         occupancy=machine.occupancy,
-        faults=faults,
+        faults=(*machine.faults, *broken(plan, step, machine, part.state.target)),
         flops=p.flops,
         bytes=p.bytes,
         predicted=p.seconds,
         bound=p.bound,
     )
-
-
-def _on_tensor_cores(op: tile_ir.Operation) -> bool:
-    return isinstance(op, tile_ir.Dot) and op.lhs.dtype in ("float16", "bfloat16")

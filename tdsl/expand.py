@@ -135,8 +135,10 @@ class _Lifter:
     # -- pieces -------------------------------------------------------------------------------------------------------
 
     def free(self, *exprs: Expr) -> tuple[str, ...]:
-        """The free indices of some expressions, in the loop order of the statement."""
+        """The free indices of some expressions, and those that their ranges depend on, in the loop order of the statement."""
         used = {i for e in exprs for i in free_indices(e)}
+        for r in reversed(tuple(self.ranges.values())):  # a range depends on indices before it
+            used |= {i for bound in bounds((r,)) for i in free_indices(bound)} if r.index in used else set()
         return tuple(i for i in self.ranges if i in used)
 
     def define(self, suffix: str, left: tuple[str, ...], op: str, value: Expr, over: tuple[str, ...] = ()) -> Expr:
@@ -165,10 +167,12 @@ class _Lifter:
         found: Expr | None = witness(index, value, *self.sources)
         if found is None and target.tensor in self.sizes.shapes and Index(index) in target.subscripts:
             found = self.sizes.shapes[target.tensor][target.subscripts.index(Index(index))]
-        for a in (a for expr in (value, *self.sources) for a in walk(expr) if isinstance(a, Access)):
-            found = found or next((Size(a.tensor, d) for d, e in enumerate(a.subscripts) if linear(e).coefficient(index)), None)
+        r = self.ranges[index]
+        for a in (a for expr in (value, *self.sources) for a in walk(expr) if isinstance(a, Access) and r.lo == Const(0)):
+            found = found or next((size for d, e in enumerate(a.subscripts) if (size := _count(index, e, Size(a.tensor, d)))), None)
+        alike = (i for i, other in self.ranges.items() if i != index and (other.lo, other.hi) == (r.lo, r.hi))
+        found = found or next((size for i in alike if (size := witness(i, value, *self.sources))), None)
         if found is None:
-            r = self.ranges[index]
             raise Unsupported(
                 f"a reduction for every {index} needs a tensor along {index}, whose range no size bounds (expand)",
                 span=r.span or self.statement.span,
@@ -297,6 +301,17 @@ class _Lifter:
         hit = Call("or", (Call("eq", (body, best)), Call("isnan", (body,))))  # a NaN wins, as in torch
         where = Call("where", (hit, flat, Const(_LAST_INT64)))
         return self.define(node.op, left, "min=", where, indices)
+
+
+def _count(index: str, e: Expr, size: Expr) -> Expr | None:
+    """How many values an index can take at most, if `e`, which it moves, is a subscript of a dimension: `j//16` takes each 16 times."""
+    if isinstance(e, Pad | Clamp):
+        return None
+    if linear(e).coefficient(index):
+        return size
+    if isinstance(e, Call) and e.op == "floordiv" and isinstance(e.args[1], Const) and linear(e.args[0]).coefficient(index):
+        return Call("mul", (size, e.args[1]))
+    return None
 
 
 def _padded(e: Expr, ragged: tuple[str, ...]) -> Expr:

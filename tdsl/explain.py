@@ -15,8 +15,8 @@ from tdsl.lowered import Lowered, Runnable, lowered
 from tdsl.page import Page, Section, Table, quantity
 from tdsl.swap import gradient
 
-_CHOICE_HEAD = ("intermediate", "chosen", "made again in each kernel", "written and read", "why")
-_PLAN_HEAD = ("kernel", "reads", "writes", "FLOPs", "bytes", "compulsory", "predicted", "bound")
+_CHOICE_HEAD = ("tensor or kernel", "chosen", "one way", "another", "why")
+_PLAN_HEAD = ("kernel", "reads", "writes", "recomputes", "FLOPs", "bytes", "compulsory", "predicted", "bound")
 _MACHINE_HEAD = ("kernel", "registers", "spills", "stack", "shared", "tensor core", "blocks per SM", "faults")
 
 
@@ -128,8 +128,8 @@ def _part_sections(part: Part, target: str) -> list[Section]:
         Section("plan", Table(_PLAN_HEAD, _plan_rows(part))),
     ]
     if plan.choices:
-        weighed = tuple((c.tensor, c.chosen, quantity(c.making, "s"), quantity(c.moving, "s"), c.reason) for c in plan.choices)
-        found.append(Section("what was weighed for each intermediate", Table(_CHOICE_HEAD, weighed)))
+        weighed = tuple((c.subject, c.chosen, *(f"{what}: {quantity(cost, 's')}" for what, cost in c.costs), c.reason) for c in plan.choices)
+        found.append(Section("what was weighed", Table(_CHOICE_HEAD, weighed)))
     if part.reports:
         found.append(Section("machine code", Table(_MACHINE_HEAD, tuple(_machine_row(r) for r in part.reports))))
     if part.missing:
@@ -153,6 +153,7 @@ def _plan_rows(part: Part) -> tuple[tuple[str, ...], ...]:
             kernel.name,
             ", ".join(kernel.reads) or "-",
             ", ".join(kernel.writes),
+            ", ".join(plan.made_again(kernel)) or "-",
             quantity(p.flops),
             quantity(p.bytes, "B"),
             quantity(p.compulsory_bytes, "B"),
@@ -198,6 +199,7 @@ def _part_json(part: Part) -> dict[str, Any]:
                 "notation": kernel.notation,
                 "reads": list(kernel.reads),
                 "writes": list(kernel.writes),
+                "recomputes": list(plan.made_again(kernel)),
                 "flops": p.flops,
                 "bytes": p.bytes,
                 "compulsory_bytes": p.compulsory_bytes,
@@ -215,6 +217,7 @@ def _part_json(part: Part) -> dict[str, Any]:
         "title": part.lowered.title,
         "flat": str(part.lowered.flat),
         "memory": dict(plan.memory),
+        "weighed": [{"subject": c.subject, "chosen": c.chosen, "seconds": dict(c.costs), "reason": c.reason} for c in plan.choices],
         "kernels": kernels,
         "seconds": dict(part.lowered.seconds),
         "text": part.lowered.state.text,

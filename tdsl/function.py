@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from lowering.compiler import State
+from lowering.control import Control
 from lowering.plan import Plan
-from lowering.schedule import Schedule
 from lowering.targets import find_target
 from tdsl.arguments import form, layout
 from tdsl.autocast import autocast, spread
@@ -22,6 +22,7 @@ from tdsl.config import config
 from tdsl.define import define_grad
 from tdsl.dispatch import looked_at
 from tdsl.errors import ArgumentError, Unsupported
+from tdsl.hand import Choice, control
 from tdsl.ir import Program
 from tdsl.operators import call, checked, execute, recipe_of, remember
 from tdsl.runtime import Executor, Outputs, target_of
@@ -46,13 +47,13 @@ class Function:
         self._backend = backend or config.backend
         self._precision = precision
         self._changes = 0
-        self._schedules: dict[str, Schedule] = {}
+        self._control = Control()
         self._settle()
 
     def _settle(self) -> None:
         """Starts anew with the program as it is now."""
         program = self._program
-        self._executor = Executor(program, self._backend, schedules=self._schedules)
+        self._executor = Executor(program, self._backend, control=self._control)
         instance = next(_changed) if self._changes or program.custom else 0
         self._recipe = recipe_of(program, self._backend, self._precision, instance)
         remember(self._recipe, self._executor, self)
@@ -219,7 +220,7 @@ class Function:
         return self._cast[key]
 
     def __reduce__(self) -> Any:
-        return _restored, (self._program, self._backend, self._precision, dict(self._schedules))
+        return _restored, (self._program, self._backend, self._precision, self._control)
 
     def __copy__(self) -> Function:
         return self
@@ -298,10 +299,11 @@ class Function:
         assert plan is not None
         return plan
 
-    def emit(self, kind: str, *args: Any, target: str | None = None) -> str:
+    def emit(self, kind: str, *args: Any, target: str | None = None, gradient: bool = False) -> str:
         """The text of a stage: "program", "gradient", "plan", "triton", "ttir", "ttgir", "llir", "ptx", "amdgcn", "sass" or "torch".
 
-        Kernels are compiled for `target` ("cuda:80", "cuda:90", "cuda:100", "hip:gfx942"); no GPU is needed.
+        Kernels are compiled for `target` ("cuda:80", "cuda:90", "cuda:100", "hip:gfx942"); no GPU is needed. gradient: with "triton",
+        the kernels of training too, under a line each: of the forward that saves, and of the backward.
         """
         if kind == "program":
             return str(self._program)
@@ -319,7 +321,12 @@ class Function:
         if kind == "plan":
             return str(self.plan(*args, target=target))
         if kind == "triton":
-            return state.text
+            if not gradient:
+                return state.text
+            from tdsl.lowered import lowered
+
+            parts = lowered(self, args, state.target.name, gradient=True)
+            return "\n\n".join(f"# {part.title}\n\n{part.state.text}" for part in parts)
         from lowering.report import machine_text
 
         return machine_text(state, kind)
@@ -347,17 +354,38 @@ class Function:
         """Search for configurations."""
         raise Unsupported("tuning is not built yet (tune)", help="give a configuration by hand: fn.schedule({kernel: Schedule(..)})")
 
-    def schedule(self, configs: dict[str, Schedule]) -> None:
-        """Fixes the configuration of kernels, by the names that the plan shows."""
-        self._schedules.update(configs)
+    def schedule(self, choices: Mapping[str, Choice]) -> None:
+        """Fixes by hand, from the next call on, what the compiler would decide. Choices add up; None takes one back.
+
+        A kernel's name, as `plan` shows it (`attention_0`; of the backward `attention_bwd_0`, as `check(.., gradient=True)` does), takes
+        - some fields of its configuration, `{"tiles": {"i": 64, "j": 32}, "num_warps": 8}`, or a whole `tdsl.Schedule`: for GPUs; a CPU
+          cuts its own tiles;
+        - an edited copy of its source, as text or as the path of a file: what `emit("triton", .., gradient=True)` prints, parameters as
+          they are. On the first call for each layout of arguments both kernels run, and another result is refused. A kernel that also
+          saves something for the backward is another one, `attention_0 (saves P.sum, P.max)`. CPU tensors run an edited kernel with
+          backend="triton" only.
+
+        An intermediate's name takes "store", to be written to memory once and read from there, or "recompute", to be made again in
+        whatever reads it, in the backward too.
+
+        Raises NameError_, with the names that there are, for others; ArgumentError for a configuration that is none, and at the call for
+        one that does not fit the kernel, or an intermediate that cannot be made again; CompileError for a text that is no such kernel.
+        The kernels of `grad()` are a Function's own: `f.grad().schedule(..)`.
+
+        >>> f = function("S[i,j] += A[i,k] * B[k,j]; Y[i,j] = relu(S[i,j]) + S[i,j]")
+        >>> f.schedule({"S": "store", "Y_0": {"tiles": {"k": 32}, "num_stages": 3}})
+        """
+        self._control = control(self._control, choices, self._program, self._executor.flat)
         self._changes += 1
         self._settle()
 
 
-def _restored(program: Program, backend: str, precision: str | None, schedules: dict[str, Schedule]) -> Function:
+def _restored(program: Program, backend: str, precision: str | None, control: Control) -> Function:
     made = Function(program, backend, precision=precision)
-    if schedules:
-        made.schedule(schedules)
+    if control != Control():
+        made._control = control
+        made._changes += 1
+        made._settle()
     return made
 
 

@@ -520,6 +520,10 @@ class _Change:
             terms.append(Call("eq", (Index(mask), form.expr())))
         target = replace(s.target, subscripts=tuple(places[d] for d in range(len(shape))))
         value = Call("where", (conjunction(terms), Access(name, tuple(places[d] for d in left)), ZERO))
+        if not covers_whole(first[-1], self.sizes):
+            indices = tuple(Index(f"n{d}") for d in range(len(left)))
+            ranges = tuple(Range(i.name, ZERO, shape[d]) for i, d in zip(indices, left, strict=True))
+            first = [Statement(ranges, Access(name, indices), "=", ZERO), *first]
         return [*first, Statement(tuple(Range(i) for i in free_indices(target)), target, "+=", value, s.span)]
 
     def _part(self, name: str, left: Sequence[int]) -> list[Statement]:

@@ -471,13 +471,23 @@ def _self_reads(node: Node, placed: Placed) -> None:
     for use in node.uses:
         if use.write or use.statement != placed.number or use.access.tensor != s.target.tensor:
             continue
-        if (use.access.subscripts == placed.target.access.subscripts and not s.reduced) or _apart(node, placed, use):
+        if (not s.reduced and _own(placed, use)) or _apart(node, placed, use):
             continue
         raise SelfRead(
             f"{s.target.tensor} is read while it is written, at other elements or several times per element",
             span=use.source.span or s.span,
             help="write `for ordered i:` for a recurrence over i, or give the result a name of its own",
         )
+
+
+def _own(placed: Placed, use: Use) -> bool:
+    """Whether all that is read of what a step writes is the very element that is written with it: `H[t,d] = .. H[parent[t],d] ..`."""
+    pairs = list(zip(placed.target.access.subscripts, use.access.subscripts, strict=True))
+    if all(w == r for w, r in pairs):
+        return True
+    inside = {loop.key for loop in placed.scope.loops.values()} - {loop.key for loop in placed.outer.loops.values()}
+    settled = all(w == r or (not isinstance(w, Clamp) and not inside & set(free_indices(w))) for w, r in pairs)
+    return settled and inside <= {w.name for w, r in pairs if isinstance(w, Index) and w == r}
 
 
 def _apart(node: Node, placed: Placed, use: Use) -> bool:

@@ -74,11 +74,11 @@ def lowered(function: Runnable, args: Sequence[Any], target: str | None, *, grad
     parts = cut(program, wrt, fuses=target != "cpu" or executor.fuses(None), recomputed=forward.state.plan.recomputed)
     saving = forward
     if parts.saved:
-        trainer = Executor(program, executor.backend, flat=parts.forward, saved=frozenset(parts.saved), schedules=executor.schedules)
+        trainer = Executor(program, executor.backend, flat=parts.forward, saved=frozenset(parts.saved), control=executor.control)
         saving = _lower("forward", trainer, found, target, parts.saved)
     specs, logical = backward_specs(saving.state, parts.forward, parts.backward, found, parts.saved)
     strides = {n: found.strides[n] for n in program.inputs if n in found.strides}
-    backward = Executor(parts.backward, executor.backend, stored=logical, schedules=executor.schedules)
+    backward = Executor(parts.backward, executor.backend, stored=logical, control=executor.control)
     last = _lower("backward", backward, Layout(specs, strides, found.values, found.device), target)
     return (forward, *((saving,) if saving is not forward else ()), last)
 

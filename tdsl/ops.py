@@ -80,6 +80,7 @@ class Op:
     numpy, torch, triton: format strings of the arguments. mlir: the operation on floats ("" where there is none).
     definition: the same function by simpler ones. cost: instructions, in units of one fused multiply-add.
     homomorphism: (p, q) where f(x p y) == f(x) q f(y), for the p and q of "add" and "mul".
+    base: (g, c) where f(x) == g(c * x) and g is what hardware computes.
     takes: the kinds of dtypes, after promotion, that the function is defined for.
     """
 
@@ -95,6 +96,7 @@ class Op:
     triton_def: str = ""
     cost: float = 1.0
     homomorphism: tuple[str, str] = ("", "")
+    base: tuple[str, float] = ("", 1.0)
     takes: tuple[str, ...] = ("bool", "int", "float")
 
     @property
@@ -161,6 +163,32 @@ def mod(a, b):
     r = a % b
     return tl.where((r != 0) & ((r < 0) != (b < 0)), r + b, r)
 """
+# A 32-bit hash in the low half of 64 bits, where its products do not overflow: all backends give the same bits.
+_ROUND = "(_h := (_h ^ (_h >> 16)) * 73244475 & 4294967295)"
+_HASH = f"{_ROUND}, {_ROUND}, (_h := _h ^ (_h >> 16))"
+_FOLDED = "(_h := (_h & 4294967295) + (_h >> 32 & 4294967295) * 73244475 & 4294967295)"
+_MIXED = f"((_h := {{b}}), {_FOLDED}, (_b := _h), (_h := {{a}}), {_FOLDED}, {_HASH}, (_h := _h + _b & 4294967295), {_HASH})[-1]"
+_DRAWN = f"((_h := {{a}}), {_FOLDED}, {_HASH}, {{drawn}})[-1]"
+_RANDOM = """
+@triton.jit
+def hashed(h):
+    h = (h ^ (h >> 16)) * 73244475 & 4294967295
+    h = (h ^ (h >> 16)) * 73244475 & 4294967295
+    return h ^ (h >> 16)
+
+@triton.jit
+def folded(x):
+    h = x * tl.full((), 1, tl.int64)
+    return (h & 4294967295) + (h >> 32 & 4294967295) * 73244475 & 4294967295
+
+@triton.jit
+def mix(a, b):
+    return hashed(hashed(folded(a)) + folded(b) & 4294967295)
+
+@triton.jit
+def rand(key):
+    return (hashed(folded(key)) >> 8).to(tl.float32) * 5.9604644775390625e-08
+"""
 _NUMBERS = ("int", "float")
 _MAXIMUM = "tl.maximum({0}, {1}, propagate_nan=tl.PropagateNan.ALL)"
 _MINIMUM = "tl.minimum({0}, {1}, propagate_nan=tl.PropagateNan.ALL)"
@@ -207,7 +235,7 @@ def power(a, b):
         Op("where", "c a b", "branch", (None, "g", "g"), "({1} if {0} else {2})", "torch.where({0}, {1}, {2})", "tl.where({0}, {1}, {2})", "arith.select"),
         Op("maximum", "a b", "same", ("where(a > b, g, where(a == b, 0.5 * g, 0))", "where(b > a, g, where(a == b, 0.5 * g, 0))"), "np.maximum({0}, {1})", "torch.maximum({0}, {1})", _MAXIMUM, "arith.maximumf"),
         Op("minimum", "a b", "same", ("where(a < b, g, where(a == b, 0.5 * g, 0))", "where(b < a, g, where(a == b, 0.5 * g, 0))"), "np.minimum({0}, {1})", "torch.minimum({0}, {1})", _MINIMUM, "arith.minimumf"),
-        Op("exp", "x", "float", ("g * y",), "np.exp({0})", "torch.exp({0})", "tl.exp({0})", "math.exp", cost=8, homomorphism=("add", "mul")),
+        Op("exp", "x", "float", ("g * y",), "np.exp({0})", "torch.exp({0})", "tl.exp({0})", "math.exp", cost=8, homomorphism=("add", "mul"), base=("exp2", math.log2(math.e))),
         Op("exp2", "x", "float", (f"g * y * {_LN2}",), "np.exp2({0})", "torch.exp2({0})", "tl.exp2({0})", "math.exp2", cost=8, homomorphism=("add", "mul")),
         Op("log", "x", "float", ("g / x",), "np.log({0})", "torch.log({0})", "tl.log({0})", "math.log", cost=8, homomorphism=("mul", "add")),
         Op("log2", "x", "float", (f"g / (x * {_LN2})",), "np.log2({0})", "torch.log2({0})", "tl.log2({0})", "math.log2", cost=8, homomorphism=("mul", "add")),
@@ -243,6 +271,8 @@ def gelu_tanh(x):
         Op("bitwise_xor", "a b", "same", (None, None), "({0} ^ {1})", "({0} ^ {1})", "({0} ^ {1})", takes=("bool", "int")),
         Op("left_shift", "a b", "same", (None, None), "({0} << {1})", "({0} << {1})", "({0} << {1})", takes=("int",)),
         Op("right_shift", "a b", "same", (None, None), "({0} >> {1})", "({0} >> {1})", "({0} >> {1})", takes=("int",)),
+        Op("mix", "a b", "int64", (None, None), _MIXED.format(a="int({0})", b="int({1})").replace("(", "({0}, {1}, ", 1), _MIXED.format(a="({0}).to(torch.int64)", b="({1}).to(torch.int64)"), "mix({0}, {1})", triton_def=_RANDOM, takes=("bool", "int"), cost=16),
+        Op("rand", "key", "float32", (None,), _DRAWN.format(a="int({0})", drawn="(_h >> 8) / 16777216"), _DRAWN.format(a="({0}).to(torch.int64)", drawn="(_h >> 8).to(torch.float32) / 16777216"), "rand({0})", triton_def=_RANDOM, takes=("bool", "int"), cost=12),
         Op("stop_gradient", "x", "same", (None,), "{0}", "{0}", "{0}", cost=0),
         *(
             # A cast. The reference computes in float64, so a cast between floats leaves its values alone there.

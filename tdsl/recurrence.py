@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from tdsl.affine import Affine, Bound, Ranges, enclosure, is_injective, rename
 from tdsl.extents import Sizes, loop_ranges, symbolic_ranges
-from tdsl.ir import Access, Clamp, Index, Loop, Pad, Range, Statement, free_indices, reads, substitute
+from tdsl.ir import Access, Clamp, Index, Loop, Pad, Range, Size, Statement, free_indices, reads, substitute
 
 # An extent that is large enough for what is not known here.
 _UNKNOWN = 2**31
@@ -63,6 +63,12 @@ class Recurrence:
         mine = self._place(s)
         others = [p for p in (*self.before, *self.places) if p.statement.target.tensor == s.target.tensor and p is not mine]
         return not self.once(s) or any(not self._apart(mine, s.target, p, p.statement.target) for p in others)
+
+    def gathered(self, tensor: str) -> bool:
+        """Whether the loop reads a tensor at computed places: its cotangent is then added to at places that nothing shows to be apart."""
+        found = (a for p in self.places for a in reads(p.statement) if a.tensor == tensor)
+        forms = (form for a in found for form in self._forms(a) if form is not None)
+        return any(not isinstance(atom, Index | Size) for form in forms for atom, _ in form.terms)
 
     def keeps(self, access: Access, s: Statement) -> bool:
         """Whether what statement `s` reads at `access` is still there after the loop; its own target counts as read after it is written."""

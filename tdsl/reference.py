@@ -271,7 +271,7 @@ class _Printer:
             size = self.inferred.shapes[access.tensor][dim]
             text = self.subscript(s.value if isinstance(s, Pad | Clamp) else s)
             if isinstance(s, Pad):
-                conditions.append(f"0 <= {text} < {size}")
+                conditions.append(f"0 <= {f'({text})' if ' if ' in text else text} < {size}")
             elif isinstance(s, Clamp):
                 text = f"min(max({text}, 0), {size - 1})"
             if (self.number, key, dim) in self.unproved:

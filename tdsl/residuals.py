@@ -14,13 +14,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from tdsl.distribute import distribute
-from tdsl.expand import expand
 from tdsl.gather import gather_form
 from tdsl.ir import Access, Call, Loop, Output, Param, Program, Size, Statement, children, expressions, reads, statements, walk
 from tdsl.ops import OPS
 from tdsl.simplify import drop_dead
-from tdsl.ssa import ssa
-from tdsl.swap import gradient
+from tdsl.swap import flattened, gradient
 
 Rule = Callable[[Program, Sequence[str]], Program]
 
@@ -31,12 +29,13 @@ _CHEAP = 3.0
 @dataclass(frozen=True, slots=True)
 class Cut:
     """forward: the flat program with the saved tensors as further outputs. backward: from inputs, cotangents and saved tensors
-    to gradients. saved: the names of the saved tensors that are no outputs already. kept: those that are outputs."""
+    to gradients. saved: the names of the saved tensors that are no outputs already. kept: those that are outputs. wrt: the inputs."""
 
     forward: Program
     backward: Program
     saved: tuple[str, ...]
     kept: tuple[str, ...]
+    wrt: tuple[str, ...] = ()
 
 
 def cut(program: Program, wrt: Sequence[str], *, fuses: bool, recomputed: frozenset[str] = frozenset(), rule: Rule = gradient) -> Cut:
@@ -44,7 +43,7 @@ def cut(program: Program, wrt: Sequence[str], *, fuses: bool, recomputed: frozen
 
     rule: the gradient, or what autocast makes of it. recomputed: tensors that the planner would rather make again than hold in memory; they are not saved.
     """
-    flat = ssa(expand(program))
+    flat = flattened(program, wrt)
     whole = rule(program, wrt)
     first = {s.target.tensor: s for s in statements(flat.body)}
     looped = {s.target.tensor for node in flat.body if isinstance(node, Loop) for s in statements((node,))}
@@ -72,7 +71,7 @@ def cut(program: Program, wrt: Sequence[str], *, fuses: bool, recomputed: frozen
     forward = replace(flat, outputs=(*flat.outputs, *(Output(name) for name in saved)))
     before = drop_dead(distribute(gather_form(forward, colliding=True)))
     after = drop_dead(replace(whole, name=f"{program.name}_bwd", params=(*whole.params, *params), body=body))
-    return Cut(before, after, saved, kept)
+    return Cut(before, after, saved, kept, tuple(wrt))
 
 
 def uncut(program: Program, wrt: Sequence[str], rule: Rule = gradient) -> Cut:
@@ -89,9 +88,12 @@ def backward_of(program: Program, wrt: Sequence[str], outputs: Sequence[str], pa
     if any(o.sizes is not None and o.name not in outputs and o.name in live for o in program.outputs):
         return None
     fewer = replace(program, outputs=tuple(o for o in program.outputs if o.name in outputs))
-    written = {s.target.tensor for s in statements(ssa(expand(fewer)).body)}
+    flat = flattened(fewer, wrt)
+    written = {s.target.tensor for s in statements(flat.body)}
     if not written >= {*parts.kept, *parts.saved}:
         return None
+    if parts.saved and any(isinstance(node, Loop) for node in flat.body) and flat.body != flattened(program, parts.wrt).body:
+        return None  # other values of its steps are kept
     whole = rule(fewer, wrt)
     given = {*parts.kept, *parts.saved}
     params = tuple(p for p in parts.backward.params if p.name in given)

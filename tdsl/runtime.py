@@ -10,15 +10,16 @@ from __future__ import annotations
 import linecache
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 
 from lowering import tile_ir
 from lowering.compiler import Observer, compile_program
+from lowering.control import Control
 from lowering.cpp_launch import compiler, functions
 from lowering.ragged import Limits
-from lowering.schedule import Schedule
 from lowering.state import Allocation, Part, Repeat, State, leaves
 from lowering.steps import View
 from tdsl import reference
@@ -26,11 +27,13 @@ from tdsl.affine import evaluate, linear
 from tdsl.arguments import TORCH_DTYPES, Form, Layout, check_callable, layout
 from tdsl.config import config
 from tdsl.distribute import distribute
-from tdsl.errors import ArgumentError, CompileError
+from tdsl.edited import verify
+from tdsl.errors import ArgumentError, CompileError, Unsupported
 from tdsl.expand import expand
 from tdsl.extents import as_expr
 from tdsl.gather import gather_form
 from tdsl.guards import axes, run_checks, value_of
+from tdsl.hand import check_names
 from tdsl.infer import Inferred, Spec, infer
 from tdsl.ir import Access, Clamp, Expr, Pad, Program, Reduce, bounds, expressions, statements, walk
 from tdsl.ops import DTYPES
@@ -88,7 +91,7 @@ class Executor:
         saved: frozenset[str] = frozenset(),
         stored: Mapping[str, str] | None = None,
         flat: Program | None = None,
-        schedules: dict[str, Schedule] | None = None,
+        control: Control | None = None,
     ):
         if backend not in BACKENDS:
             raise ArgumentError(f"there is no backend {backend!r}", help=f"the backends are {', '.join(BACKENDS)}")
@@ -97,7 +100,7 @@ class Executor:
         self.saved = saved
         self.stored = dict(stored or {})
         self.integers = frozenset(program.inputs) - frozenset(differentiable(program))
-        self.schedules: dict[str, Schedule] = {} if schedules is None else schedules
+        self.control = control or Control()
         self._flat = flat
         self._compiled: dict[object, Callable[[Sequence[Any]], Outputs]] = {}
         self._dtypes: dict[object, Mapping[str, str]] = {}
@@ -239,10 +242,12 @@ class Executor:
         observer: Observer | None = None,
         limits: Limits = _NO_LIMITS,
         cpp: int | Literal["auto"] | None = "auto",
+        control: Control | None = None,
     ) -> State:
         """The compiler's result for arguments of a layout. limits: the most that ranges which depend on tensors are.
 
         cpp: points of a statement from which a CPU's kernels are C++, None for torch code alone; by default what the settings say.
+        control: taken as it is, in the place of what the user fixed.
         """
         in_memory = {}
         specs = dict(found.specs)
@@ -252,13 +257,16 @@ class Executor:
         declared = infer(self.program, specs, found.values, unseen=self.saved).dtypes
         # Versions have dtypes of their own; the last one, an output, has what all writes of its name promote to.
         results = {flat.name: declared[output.name] for flat, output in zip(self.flat.outputs, self.program.outputs, strict=False)}
-        return compile_program(
+        # Tiles and sources are a GPU's; what is stored and what is made again holds on a CPU too.
+        if control is None:
+            control = replace(self.control, schedules={}, sources={}) if target == "cpu" else self.control
+        state = compile_program(
             self.flat,
             specs,
             found.strides,
             target,
             found.values,
-            schedules=self.schedules,
+            control=control,
             stored=in_memory,
             saved=self.saved,
             results=results,
@@ -267,6 +275,8 @@ class Executor:
             observer=observer,
             input_precision=input_precision(),
         )
+        check_names(control, self.program, state)
+        return state
 
     def _specialise(self, args: Sequence[Any], limits: Limits = _NO_LIMITS) -> Callable[[Sequence[Any]], Outputs]:
         found = layout(self.program, args, self.integers)
@@ -275,11 +285,17 @@ class Executor:
         if found.device is not None and found.device.type == "meta":
             return self._without_memory(args)
         backend = self.backend_for(found.device)
+        if backend != "triton" and self.control.sources:
+            edits = ", ".join(self.control.sources)
+            raise Unsupported(
+                f"the edited kernel {edits} runs on a GPU, and these arguments run as {backend} code (runtime)",
+                help='CPU tensors run it with backend="triton", through the interpreter; schedule({name: None}) takes the edit back',
+            )
         if backend == "reference":
             return self._reference(inferred)
         device = found.device or torch.device("cpu")
         state = self.lower(found, "cpu" if backend == "torch" else target_of(device), limits=limits)
-        if backend == "triton" and torch.are_deterministic_algorithms_enabled() and order_matters(state):
+        if backend == "triton" and torch.are_deterministic_algorithms_enabled() and order_matters(state) and not self.control.sources:
             run = torch_callable(self.lower(found, "cpu", limits=limits, cpp=None), device)  # torch's own scatter sorts then
         else:
             run = self._on_cpu(state, found, limits) if backend == "torch" else triton_callable(state, device)
@@ -399,19 +415,21 @@ def triton_callable(state: State, device: torch.device) -> Callable[[Sequence[An
     """Allocates, launches and returns; the very same kernels on a GPU and through the interpreter. Ordered loops run on the host."""
     names, results = state.program.inputs, state.program.results
     parts = state.parts or (Part(state),)
+    verified: set[str] = set()
 
     def call(args: Sequence[Any]) -> Outputs:
         memory: dict[str, Any] = dict(zip(names, args, strict=True))
         with torch.no_grad():
             for part in parts:
-                _run_part(part, memory, {}, device)
+                _run_part(part, memory, {}, device, verified)
             return tuple(memory[o].clone() if o in names or results.count(o) > 1 else memory[o] for o in results)
 
     return call
 
 
-def _run_part(part: Part | Repeat, memory: dict[str, Any], steps: dict[str, int], device: torch.device) -> None:
-    """Runs the kernels of a part on the tensors of `memory`, or all steps of a loop. steps: where the loops around it are."""
+def _run_part(part: Part | Repeat, memory: dict[str, Any], steps: dict[str, int], device: torch.device, verified: set[str]) -> None:
+    """Runs the kernels of a part on the tensors of `memory`, or all steps of a loop. steps: where the loops around it are. verified: the
+    edited kernels that have been compared with the generated ones."""
     from lowering.triton_launch import launch
 
     if isinstance(part, Repeat):
@@ -420,7 +438,7 @@ def _run_part(part: Part | Repeat, memory: dict[str, Any], steps: dict[str, int]
         values = range(_bound(part.lo, steps), _bound(part.hi, steps))
         for value in reversed(values) if part.reverse else values:
             for inner in part.parts:
-                _run_part(inner, memory, {**steps, part.index: value}, device)
+                _run_part(inner, memory, {**steps, part.index: value}, device, verified)
         return
     for number, index in part.numbers.items():
         memory[number] = steps[index]
@@ -433,7 +451,11 @@ def _run_part(part: Part | Repeat, memory: dict[str, Any], steps: dict[str, int]
             memory[a.tensor] = _allocated(a, device)
         assert step.source is not None
         values_ = [_operand(memory[b.tensor], b.number, b.dtype, device) for b in step.tile.buffers]
-        launch(step.source, step.tile.programs, [*values_, *step.integers.values()], interpret=device.type == "cpu")
+        values_ += step.integers.values()
+        if step.unedited is not None and step.source.digest not in verified:
+            verify(step, values_, interpret=device.type == "cpu")
+            verified.add(step.source.digest)
+        launch(step.source, step.tile.programs, values_, interpret=device.type == "cpu")
 
 
 def _allocated(a: Allocation, device: torch.device) -> torch.Tensor:

@@ -96,7 +96,7 @@ def _sizes(node: Statement | Loop) -> list[Size]:
 
 def merge_same(program: Program) -> Program:
     """`a[i] += X[i,k]; b[j] += X[j,l]; .. b[j]`  -->  `a[i] += X[i,k]; .. a[j]`, for tensors that one statement each defines and
-    that are no outputs, and whose operands are not written again."""
+    that are no outputs, and whose operands are not written again. (One that is an input is added to what it holds.)"""
     counts = Counter(s.target.tensor for s in statements(program.body))
     known: dict[object, str] = {}
     names: dict[str, str] = {}
@@ -109,7 +109,7 @@ def merge_same(program: Program) -> Program:
         name = node.target.tensor
         key = _definition(node)
         steady = all(counts[a.tensor] <= (a.tensor not in program.inputs) for a in reads(node))
-        if key is not None and counts[name] == 1 and steady:
+        if key is not None and counts[name] == 1 and steady and name not in program.inputs:
             if key in known and name not in program.results:
                 names[name] = known[key]
                 continue

@@ -28,6 +28,7 @@ from tdsl.ir import (
     Loop,
     Program,
     Range,
+    Size,
     Statement,
     fresh_name,
     reads,
@@ -40,12 +41,21 @@ from tdsl.ops import REDUCTIONS
 _COMBINE = {"+=": "add", "*=": "mul", "max=": "maximum", "min=": "minimum"}
 
 
-def ssa(program: Program, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Program:
+def ssa(program: Program, shapes: Mapping[str, tuple[int, ...]] | None = None, *, differentiable: bool = False) -> Program:
     """`program` with one name per version. An input keeps its name; so does the last version of any other tensor.
 
-    shapes: of all tensors, where ranges are numbers already; then they tell which writes cover their target.
+    shapes: of all tensors, where ranges are numbers already; then they tell which writes cover their target. differentiable: a
+    version is a sum of updates, or the greatest (least) of a start and updates; products get a tensor of their own:
+
+        Y[p[i]] *= x[i]   -->   Y.part[n0] = 1;  Y.part[p[i]] *= x[i];  Y[n0] = Y.v1[n0] * Y.part[n0]
     """
-    return _Renamer(program, shapes).run()
+    return _Renamer(program, shapes, differentiable).run()
+
+
+def versions(program: Program, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Program, dict[str, str], dict[str, str]]:
+    """`ssa`, which tensor each new name is a version of, and of which each part is."""
+    renamer = _Renamer(program, shapes)
+    return renamer.run(), renamer.made, renamer.parts
 
 
 def covers(statement: Statement, shape: tuple[int, ...] | None = None) -> bool:
@@ -59,9 +69,13 @@ def covers(statement: Statement, shape: tuple[int, ...] | None = None) -> bool:
 
 
 class _Renamer:
-    def __init__(self, program: Program, shapes: Mapping[str, tuple[int, ...]] | None):
+    def __init__(self, program: Program, shapes: Mapping[str, tuple[int, ...]] | None, differentiable: bool = False):
         self.program = program
         self.shapes = shapes
+        self.differentiable = differentiable
+        self.updates: dict[str, list[str]] = {}  # the operators that wrote the current version of a tensor
+        self.made: dict[str, str] = {}  # version -> tensor
+        self.parts: dict[str, str] = {}  # what is added to an older version -> tensor
         self.taken = {*program.inputs, *(s.target.tensor for s in statements(program.body))}
         self.current = {name: name for name in program.inputs}
         self.left = Counter(name for node in program.body for name in {s.target.tensor for s in statements((node,))})
@@ -90,11 +104,21 @@ class _Renamer:
             fresh = f"{name}.v{number}"
             number += 1
         self.taken.add(fresh)
+        if fresh != name:
+            self.made[fresh] = name
+        self.updates[name] = []
         return fresh
 
-    def _updatable(self, name: str, position: int) -> bool:
+    def _joins(self, name: str, op: str) -> bool:
+        """Whether the derivative of a version stays one formula with one more update."""
+        before = self.updates.get(name, [])
+        if op in ("max=", "min="):
+            return before[1:] == [op] * len(before[1:]) and before[:1] in (["="], [op])
+        return op != "*=" and not {"*=", "max=", "min="} & set(before)
+
+    def _updatable(self, name: str, position: int, op: str) -> bool:
         """Whether the current version of `name` may be updated in place: it is no input, and nothing reads it up to this statement."""
-        if self.current[name] in self.program.inputs:
+        if self.current[name] in self.program.inputs or (self.differentiable and not self._joins(name, op)):
             return False
         for node in reversed(self.program.body[: position + 1]):
             writes = any(t.target.tensor == name for t in statements((node,)))
@@ -113,9 +137,10 @@ class _Renamer:
         check_self_read(s)
         value, ranges = self._renamed(s.value), tuple(rebuild_range(r, self._renamed) for r in s.ranges)
         target = replace(s.target, subscripts=tuple(self._renamed(e) for e in s.target.subscripts))
-        if old is not None and not whole and self._updatable(name, position):
+        if old is not None and not whole and self._updatable(name, position, s.op):
             self.left[name] -= 1
             self._rename_last(name, old)
+            self.updates.setdefault(name, []).append(s.op)
             target = replace(target, tensor=self.current[name])
             self.out.append(replace(s, ranges=ranges, target=target, value=value))
             return
@@ -131,15 +156,31 @@ class _Renamer:
             if s.reduced:
                 part = fresh_name(f"{name}.part", self.taken)
                 self.taken.add(part)
+                self.parts[part] = name
                 self.out.append(replace(s, ranges=ranges, target=replace(target, tensor=part), value=value))
                 value = replace(target, tensor=part)
                 ranges = tuple(r for r in ranges if r.index not in s.reduced)
             older = replace(target, tensor=old)
             self.out.append(replace(s, ranges=ranges, target=target, op="=", value=Call(_COMBINE[s.op], (older, value))))
+        elif self.differentiable and s.op == "*=":
+            self.out += self._product(replace(s, ranges=ranges, target=target, value=value), name, old)
         else:
             self.out.append(copy(old, new, len(target.subscripts), None if self.shapes is None else self.shapes[name]))
             self.out.append(replace(s, ranges=ranges, target=target, value=value))
+        copied = old is not None and not whole
+        self.updates[name] = ["=", *([s.op] if s.op != "*=" else [])] if copied else ["=" if old is not None else s.op]
         self.current[name] = new
+
+    def _product(self, s: Statement, name: str, old: str) -> list[Statement]:
+        """A product onto some elements of an older version: what they are multiplied by, and the product of the two."""
+        part = fresh_name(f"{name}.part", self.taken)
+        self.taken.add(part)
+        indices = tuple(Index(f"n{d}") for d in range(len(s.target.subscripts)))
+        ranges = tuple(Range(i.name, Const(0), Size(old, d)) for d, i in enumerate(indices))
+        ones = Statement(ranges, Access(part, indices), "=", Const(1))
+        value = Call("mul", (Access(old, indices), Access(part, indices)))
+        plain = tuple(Range(i.name) for i in indices)
+        return [ones, replace(s, target=replace(s.target, tensor=part)), Statement(plain, Access(s.target.tensor, indices), "=", value, s.span)]
 
     def _settled(self, s: Statement, ranges: tuple[Range, ...], value: Expr) -> tuple[Range, ...]:
         """Explicit bounds for an index that only the target settled, by its older version or the signature: a version has neither."""
@@ -200,11 +241,13 @@ class _Renamer:
             elif new != name:
                 self._fill(name, new, s.op)
             self.current[name] = new
+        for s in statements((node,)):
+            self.updates.setdefault(s.target.tensor, []).append(f"{s.op} in a loop")
         self.out.append(_rename_loop(node, self.current))
 
     def _continues(self, name: str, position: int) -> bool:
         """Whether a loop may go on with the current version of `name`: it is no input, and nothing but the loop reads it."""
-        if self.current[name] in self.program.inputs:
+        if self.current[name] in self.program.inputs or (self.differentiable and {"*=", "max=", "min="} & set(self.updates.get(name, []))):
             return False
         for node in reversed(self.program.body[:position]):
             if any(t.target.tensor == name for t in statements((node,))):

@@ -30,6 +30,7 @@ from tdsl.ir import (
     Index,
     Loop,
     Output,
+    Pad,
     Param,
     Program,
     Range,
@@ -37,6 +38,7 @@ from tdsl.ir import (
     Size,
     Statement,
     bounds,
+    expressions,
     fresh_name,
     reads,
     statements,
@@ -49,6 +51,8 @@ from tdsl.reassociate import reassociate
 from tdsl.recurrence import Recurrence
 from tdsl.simplify import drop_dead, simplify, simplify_expr
 from tdsl.ssa import ssa
+from tdsl.states import explicit_updates, with_kept
+from tdsl.terms import named_terms
 
 ZERO = Const(0.0)
 
@@ -70,18 +74,56 @@ def backward(program: Program, wrt: Sequence[str] | None = None) -> Program:
     return _Swapper(program, wrt).run()
 
 
+def flattened(program: Program, wrt: Sequence[str] | None = None) -> Program:
+    """The forward statements that a gradient repeats: no reductions inside expressions, one name per version, and in ordered loops
+    tensors that keep what a step read and a later one overwrites."""
+    if not any(isinstance(node, Loop) for node in program.body):
+        return _flat(program)
+    swapper = _Swapper(program, wrt)
+    swapper.run()
+    return swapper.flat
+
+
+def _flat(program: Program) -> Program:
+    return named_terms(ssa(expand(program), differentiable=True))
+
+
 def differentiable(program: Program) -> tuple[str, ...]:
     """The inputs that can have a gradient: all but those that serve as a subscript, a bound or a size."""
     integers: set[str] = set()
-    for s in statements(program.body):
-        for expr in (*bounds(s.ranges), s.target, s.value):
-            for e in walk(expr):
-                inside = (*e.subscripts,) if isinstance(e, Access) else bounds(e.ranges) if isinstance(e, Reduce) else ()
-                integers |= {a.tensor for i in inside for a in walk(i) if isinstance(a, Access)}
-        integers |= {a.tensor for b in bounds(s.ranges) for a in walk(b) if isinstance(a, Access)}
+    for node in program.body:
+        for e in (e for top in expressions(node) for e in walk(top)):
+            inside = (*e.subscripts,) if isinstance(e, Access) else bounds(e.ranges) if isinstance(e, Reduce) else ()
+            integers |= {a.tensor for i in inside for a in walk(i) if isinstance(a, Access)}
+        integers |= {a.tensor for r in _headings(node) for b in bounds(r) for a in walk(b) if isinstance(a, Access)}
     for output in program.outputs:
         integers |= {a.tensor for size in output.sizes or () if size is not None for a in walk(size) if isinstance(a, Access)}
     return tuple(name for name in program.inputs if name not in integers)
+
+
+def _headings(node: Statement | Loop) -> Iterator[tuple[Range, ...]]:
+    """The ranges of a node, and of those inside it."""
+    yield node.ranges
+    if isinstance(node, Loop):
+        for child in node.body:
+            yield from _headings(child)
+
+
+class _Lost(Exception):
+    """What a statement of an ordered loop read, a later step overwrites, and the gradient needs it."""
+
+    def __init__(self, statement: Statement, access: Access):
+        super().__init__()
+        self.statement = statement
+        self.access = access
+
+    def unsupported(self) -> Unsupported:
+        """The error where the forward loop cannot keep it."""
+        return Unsupported(
+            f"the gradient of this loop needs the value that {print_expr(self.access)} had at each step, and a later step overwrites it (swap rule)",
+            span=self.access.span or self.statement.span,
+            help=f"give {self.access.tensor} the loop's index as a further subscript, so that every step writes elements of its own",
+        )
 
 
 class _Swapper:
@@ -98,11 +140,12 @@ class _Swapper:
                 f"{program.name} has no input that a gradient could be taken of",
                 help="inputs used as a subscript, a bound or a size have none",
             )
-        self.flat = ssa(expand(program))
+        self.flat = _flat(program)
         self.taken = {*self.flat.inputs, *(s.target.tensor for s in statements(self.flat.body))}
         self.grad: dict[str, str] = {}  # tensor -> name of its cotangent
         self.out: list[Statement | Loop] = []
         self.forward = tuple(statements(self.flat.body))
+        self.ties: dict[str, str] = {}  # a maximum -> the tensor that counts its ties
         self.recurrence: Recurrence | None = None  # the ordered loop whose gradient is being made
         self.around: dict[str, tuple[Bound, Bound]] = {}  # its indices, and those of loops inside it
         self.sizes = Sizes(self.flat)
@@ -117,7 +160,7 @@ class _Swapper:
         self.sizes.shapes.update({self.grad[name]: self.sizes.shapes[name] for name in self.grad})
         for n, node in reversed(list(enumerate(self.flat.body))):
             if isinstance(node, Loop):
-                self._outermost(node, self.flat.body[:n])
+                self._outermost(node, n)
             elif node.target.tensor in self.grad:
                 self._swap(node)
         outputs = []
@@ -160,15 +203,15 @@ class _Swapper:
         running = self.recurrence is not None and not self.recurrence.once(s)
         kept = self.recurrence is None or self.recurrence.keeps(s.target, s)
         y: Expr | None = s.target if s.op == "=" and len(updates) == 1 and not s.reduced and kept else None
-        if s.op in ("*=", "max=", "min=") and (len(updates) > 1 or running):
+        if s.op in ("*=", "max=", "min=") and (running or (self.recurrence is not None and len(updates) > 1)):
             raise Unsupported(
-                f"the gradient of a partial `{s.op}` onto an older version (swap rule)",
+                f"the gradient of a `{s.op}` at computed places that runs over the steps of an ordered loop (swap rule)",
                 span=s.span,
-                help="give the result a name of its own and combine it",
+                help=f"give {s.target.tensor} the loop's index as a further subscript, or write the statement outside of the loop",
             )
-        if self.recurrence is not None and s.op == "=" and self.recurrence.overwrites(s):
+        if self.recurrence is not None and s.op == "=" and (self.recurrence.overwrites(s) or self.recurrence.gathered(s.target.tensor)):
             seed = self._taken_out(s)
-        seed = self._reduction(s, seed)
+        seed = self._extremum(s, seed, updates) if any(t.op in ("max=", "min=") for t in updates) else self._reduction(s, seed)
         for operand, g in _push(s.value, seed, (), y):
             self._accumulate(s, operand, simplify_expr(g))
         if self.recurrence is None and s.op == "=" and len(updates) > 1 and s is not updates[0]:
@@ -176,21 +219,36 @@ class _Swapper:
             self.out.append(replace(s, ranges=self._ranges(s, target, ZERO), target=target, value=ZERO))
 
     def _reduction(self, s: Statement, seed: Expr) -> Expr:
-        """The cotangent of one term of the reduction `s`."""
+        """The cotangent of one term of the sum or product `s`."""
+        if s.op != "*=":
+            return seed
+        rest = others(s, self._ranges(s, s.target, s.value), self.around)  # right with zeros present and at every order
+        return seed if rest is None else Call("mul", (seed, rest))
+
+    def _extremum(self, s: Statement, seed: Expr, updates: Sequence[Statement]) -> Expr:
+        """The cotangent of one term of a maximum (or minimum), or of its start: shared equally among ties, as torch.amax does."""
         plain = {e.name for e in s.target.subscripts if isinstance(e, Index)}
-        if s.op == "*=":  # the product of the other factors, right with zeros present and at every order
-            rest = others(s, self._ranges(s, s.target, s.value), self.around)
-            return seed if rest is None else Call("mul", (seed, rest))
-        if s.op in ("max=", "min=") and not plain >= set(s.indices):  # shared equally among ties, as torch.amax does
-            ties = fresh_name(f"{s.target.tensor}.ties", self.taken)
-            self.taken.add(ties)
-            hit = Call("eq", (s.value, s.target))
-            value = Call("where", (hit, Const(1.0), ZERO))
-            if not all(isinstance(e, Index) for e in s.target.subscripts):
-                self._zeros(s.target.tensor, ties, len(s.target.subscripts), ZERO)
-            self._emit(s, Statement(self._ranges(s, s.target, value), replace(s.target, tensor=ties), "+=", value, s.span))
-            return Call("where", (hit, Call("div", (seed, replace(s.target, tensor=ties))), ZERO))
-        return seed
+        if len(updates) == 1 and plain >= set(s.indices):
+            return seed
+        hit = Call("eq", (s.value, s.target))
+        ties: Expr = replace(s.target, tensor=self._ties(s.target.tensor, updates))
+        if any(isinstance(e, Pad) for e in s.target.subscripts):  # outside there are none
+            ties = Call("maximum", (ties, Const(1.0)))
+        return Call("where", (hit, Call("div", (seed, ties)), ZERO))
+
+    def _ties(self, tensor: str, updates: Sequence[Statement]) -> str:
+        """The tensor that counts, for each element of a maximum, the terms that are equal to it."""
+        if tensor in self.ties:
+            return self.ties[tensor]
+        name = fresh_name(f"{tensor}.ties", self.taken)
+        self.taken.add(name)
+        self.ties[tensor] = name
+        if len(updates) > 1 or not all(isinstance(e, Index) for e in updates[0].target.subscripts):
+            self._zeros(tensor, name, len(updates[0].target.subscripts), ZERO)
+        for t in updates:
+            value = Call("where", (Call("eq", (t.value, t.target)), Const(1.0), ZERO))
+            self._emit(t, Statement(self._ranges(t, t.target, value), replace(t.target, tensor=name), "+=", value, t.span))
+        return name
 
     def _accumulate(self, s: Statement, operand: Access, g: Expr) -> None:
         """`X.grad[b] += g` over the loops of `s`."""
@@ -214,29 +272,53 @@ class _Swapper:
         if self.recurrence is not None:
             for access in reads(new):
                 if not self.recurrence.keeps(access, s):
-                    raise Unsupported(
-                        f"the gradient of this loop needs the value that {print_expr(access)} had at each step, and a later step overwrites it (swap rule)",
-                        span=access.span or s.span,
-                        help=f"give {access.tensor} the loop's index as a further subscript, so that every step writes elements of its own",
-                    )
+                    raise _Lost(s, access)
         self.out.append(new)
 
     # -- ordered loops ------------------------------------------------------------------------------------------------
 
-    def _outermost(self, loop: Loop, earlier: tuple[Statement | Loop, ...]) -> None:
+    def _outermost(self, loop: Loop, position: int) -> None:
         """The gradient of an ordered loop: the loop the other way round, over the swapped statements in the other order.
 
-        The cotangents of what the loop writes accumulate over its steps, so they exist before it.
+        The cotangents of what the loop writes accumulate over its steps, so they exist before it. A value that the gradient needs and
+        that a later step overwrites is kept by the forward loop, step by step.
         """
-        active = self._active(loop)
-        if not active:
-            return
-        for name in active:
-            if name not in self.grad and name not in self.flat.inputs:
-                self._zeros(name, self._cotangent(name), len(self.sizes.shapes[name]), Const(0))
-        self.recurrence = Recurrence(loop, self.sizes, tuple(statements(earlier)))
-        self._loop(loop)
-        self.recurrence = None
+        earlier = self.flat.body[:position]
+        started = {*self.flat.inputs, *(s.target.tensor for s in statements(earlier))}
+        explicit = explicit_updates(loop, set(self._active(loop)), started, self.sizes, self.taken)
+        if explicit != [loop]:
+            self._replace(position, explicit)
+            position += len(explicit) - 1
+            earlier = self.flat.body[:position]
+        while True:
+            loop = self.flat.body[position]  # type: ignore[assignment]
+            active = self._active(loop)
+            if not active:
+                return
+            before = list(self.out), dict(self.grad), set(self.taken), dict(self.ties), dict(self.sizes.shapes)
+            for name in active:
+                if name not in self.grad and name not in self.flat.inputs:
+                    self._zeros(name, self._cotangent(name), len(self.sizes.shapes[name]), Const(0))
+            self.recurrence = Recurrence(loop, self.sizes, tuple(statements(earlier)))
+            try:
+                self._loop(loop)
+                return
+            except _Lost as lost:
+                self.out, self.grad, self.taken, self.ties, self.sizes.shapes = before
+                self.around = {}
+                kept = with_kept(loop, lost.statement, lost.access, self.sizes, self.taken)
+                if kept is None:
+                    raise lost.unsupported() from None
+                self._replace(position, [kept])
+            finally:
+                self.recurrence = None
+
+    def _replace(self, position: int, nodes: Sequence[Statement | Loop]) -> None:
+        body = self.flat.body
+        self.flat = replace(self.flat, body=(*body[:position], *nodes, *body[position + 1 :]))
+        self.forward = tuple(statements(self.flat.body))
+        for node in nodes:
+            self.sizes.note(node)
 
     def _active(self, loop: Loop) -> tuple[str, ...]:
         """The tensors that a cotangent reaches within a loop: those that have one, and what is read to make such a tensor."""

@@ -21,7 +21,7 @@ from tdsl.arguments import layout
 from tdsl.infer import infer
 from tdsl.ir import Program
 from tdsl.runtime import Executor
-from tdsl.swap import gradient
+from tdsl.swap import differentiable, gradient
 from tdsl.text import parse
 from tests.corpus import CORPUS, Case
 
@@ -186,7 +186,7 @@ def check(program: Program, args: Sequence[Any], backend: str, scale: float = 1.
     """An executor computes what the loops compute, in the dtypes that inference gives."""
     wanted = expected(program, args) if wanted is None else wanted
     found = run(program, args, backend)
-    of = layout(program, args)
+    of = layout(program, args, frozenset(program.inputs) - frozenset(differentiable(program)))
     inferred = infer(program, of.specs, of.values)
     for name, actual, value in zip(program.results, found, wanted, strict=True):
         assert str(actual.dtype) == f"torch.{inferred.dtypes[name]}", f"{backend}: {name} is {actual.dtype}, not {inferred.dtypes[name]}"

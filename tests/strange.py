@@ -82,7 +82,101 @@ STRANGE: dict[str, Case] = {
     ),
     "filled_then_added": Case("for i in 0:5: Y[i] = 1.0\nY[j] += x[j]", {"x": (5,)}),
     "input_twice": Case("x[i] = x[i] * 2\ny[i] = x[i] + 1\nx[i] = y[i] * x[i]\nz += x[i]", {"x": (5,)}),
+    "partial_maximum": Case(  # the gradient of `max=` into some elements of an older version
+        """
+        def partial_maximum(m[e], dst[e], base[n], b[k]) -> Y[n]:
+            Y[n] = 2 * base[n]
+            Y[dst[e]] max= m[e]
+            for i in 0:3:  Y[i+1] max= b[i]
+            for i in 0:2:  Y[i] min= b[i]
+        """,
+        {"m": (7,), "dst": (7,), "base": (5,), "b": (3,)},
+        ints={"dst": (0, 5)},
+    ),
+    "partial_product": Case(
+        """
+        def partial_product(m[e,d], dst[e], base[n,d], b[k]) -> Y[n,d]:
+            Y[n,d] = 2 * base[n,d]
+            Y[dst[e],d] *= m[e,d]
+            for i in 0:3, d in 0:2:  Y[i+1,d] *= b[i]
+        """,
+        {"m": (7, 2), "dst": (7,), "base": (5, 2), "b": (3,)},
+        ints={"dst": (0, 4)},
+    ),
+    "mixed_updates": Case(  # a sum, a maximum and a write of one version: each takes what stands there
+        """
+        def mixed_updates(x[n], p[e], v[e]) -> Y[n]:
+            Y[i] = x[i]
+            Y[p[e]] += v[e]
+            Y[p[e]] max= 0.5 * v[e]
+            for i in 1:3:  Y[i] = x[i] ** 2
+            Y[p[e]] += v[e] ** 2
+        """,
+        {"x": (5,), "p": (6,), "v": (6,)},
+        ints={"p": (0, 5)},
+    ),
+    "kept_states": Case(  # every step overwrites what the gradient needs
+        """
+        def kept_states(X[t,i], A[i,j]) -> Y[t,i], p[i]:
+            for ordered t:
+                for i:  s[i] += X[t,i] * s[i] + 1
+                for i:  p[i] *= X[t,i]
+                for i, j:  Y[t,i] += A[i,j] * s[j] ** 2
+        """,
+        {"X": (4, 2), "A": (2, 2)},
+    ),
+    "newton": Case(
+        """
+        def newton(a[n], k) -> x[n]:
+            x[i] = 1 + 0 * a[i]
+            for ordered t in 0:k, i:  x[i] = 0.5 * (x[i] + a[i] / x[i])
+        """,
+        {"a": (4,)},
+        scalars={"k": 3},
+        positive=frozenset({"a"}),
+    ),
     # -- places
+    "tree": Case(  # a parent's row is read while a row is written
+        "def tree(X[t,d], parent[t]) -> H[t,d]: for ordered t, d: H[t,d] = tanh(X[t,d] + H[pad(parent[t]),d])",
+        {"X": (5, 2), "parent": (5,)},
+        values={"parent": [-1, 0, 0, 2, 1]},
+    ),
+    "children": Case(
+        "def children(X[t,d], c[t,j]) -> H[t,d]: for ordered t, d: H[t,d] = X[t,d] * X[t,0] + sum[j](sin(H[pad(c[t,j]),d]))",
+        {"X": (5, 2), "c": (5, 2)},
+        values={"c": [[-1, -1], [0, -1], [0, 1], [1, 2], [3, 0]]},
+    ),
+    "paged": Case(  # the scores have no size but that of the pages
+        """
+        def paged(C[p,k,d], page[b,m], len[b], q[b,d]) -> O[b,d]:
+            for b, j in 0:len[b]:  m[b] max= sum[d](q[b,d] * C[page[b,j//2],j%2,d])
+            for b, j in 0:len[b]:  z[b] += exp(sum[d](q[b,d] * C[page[b,j//2],j%2,d]) - m[b])
+            for b, j in 0:len[b], e:  O[b,e] += exp(sum[d](q[b,d] * C[page[b,j//2],j%2,d]) - m[b]) / z[b] * C[page[b,j//2],j%2,e]
+        """,
+        {"C": (5, 2, 3), "page": (2, 3), "len": (2,), "q": (2, 3)},
+        values={"len": [3, 6]},
+        ints={"page": (0, 5)},
+    ),
+    "lengths_elsewhere": Case(  # the length of the inner range depends on an index that its terms do not have
+        "Y[k,i] += sum[j in 0:len[i]](abs(0.1 * j) * y[j]) + x[i] + z[k]",
+        {"len": (3,), "x": (3,), "y": (7,), "z": (2,)},
+        ints={"len": (0, 8)},
+    ),
+    "short_diagonal": Case(  # the sum for the diagonal is shorter than the tensor that it is added to
+        """
+        def short_diagonal(B[n,n], C[n,n], len[i]) -> Y[i]:
+            for i, j in 0:len[i]:  Y[i] += sin(B[j,j])
+            for i in 0:2, k in 0:3:  Y[i] += C[1,k] * C[k,k]
+        """,
+        {"B": (5, 5), "C": (5, 5), "len": (3,)},
+        ints={"len": (0, 6)},
+    ),
+    "padded_page": Case(  # the reference read `0 <= a if c else b < n` from the wrong end
+        "def padded_page(p[n], x[m], N) -> Y[N]: for i in 0:6:  Y[pad(p[pad(i-1)])] += x[i]",
+        {"p": (5,), "x": (6,)},
+        ints={"p": (-1, 5)},
+        scalars={"N": 4},
+    ),
     "trace_of_powers": Case("Y[i,j] += A[i,k] * A[k,j]; Z[i,j] += Y[i,k] * Y[k,j]; t += Z[i,i]", {"A": (4, 4)}),
     "one_place": Case("def one_place(i0, x[n]) -> y: y = x[i0] * 2", {"x": (5,)}, scalars={"i0": 3}),  # wrote into the argument
     "fixed_places": Case("Y[i] = x[0] * x[i] + x[1]; s = Y[0] * Y[2]", {"x": (5,)}),
@@ -99,6 +193,17 @@ STRANGE: dict[str, Case] = {
             T[k,i] max= B[pad(j-1),k] + x[i] + y[j] + z[k]
         """,
         {"B": (7, 3), "x": (5,), "y": (7,), "z": (3,)},
+    ),
+    "ties_of_products": Case(  # one kernel rounded a product before it was added to, another did not
+        "T[j] min= y[6-j] * y[clamp(j-1)] + z[k] + y[j]", {"y": (7,), "z": (3,)}
+    ),
+    "ties_of_functions": Case(  # torch's functions round in another way at the end of a vector
+        "T[i,k] max= softplus(C[i,k] + j) * tanh(x[i] * z[k]) - u / (1.5 + y[j] ** 2)",
+        {"C": (5, 3), "x": (5,), "y": (7,), "z": (3,)},
+        scalars={"u": 0.7},
+    ),
+    "ties_of_lengths": Case(
+        "for i, j in 0:len[i]:  T[i] max= tanh(A[i,j]) * x[i]", {"A": (4, 5), "len": (4,), "x": (4,)}, ints={"len": (1, 6)}
     ),
     "ties_of_quotients": Case(  # one kernel divided, another multiplied by the reciprocal, so that no term equalled the maximum
         "T[k] max= sin(D[i,i]) * (y[6-j] / (1.5 + (0.1 * k) ** 2)) + x[i] + y[j] + z[k]", {"D": (5, 5), "x": (5,), "y": (7,), "z": (3,)}
@@ -159,6 +264,19 @@ STRANGE: dict[str, Case] = {
         {"X": (5, 3), "g": (5,), "W": (4, 3, 2)},
         ints={"g": (0, 4)},
     ),
+    "narrow_counts": Case(
+        """
+        def narrow_counts(p[e], x[e], N) -> a[N], b[N], c[N], d[N], f[N]:
+            a[p[e]] += int8(1)
+            b[p[e]] max= int16(x[e])
+            c[p[e]] max= x[e] > 0
+            d[p[e]] min= x[e] > 0
+            f[p[e]] *= x[e] > 0
+        """,
+        {"p": (6,), "x": (6,)},
+        ints={"p": (0, 4), "x": (-9, 9)},
+        scalars={"N": 5},
+    ),
     # -- conditions and reductions inside expressions
     "where_in_max": Case(  # the reference read `a if c else b if best is None ..` from the wrong end
         "Y[k] = max[i in 0:5](where(D[i,i] > 0, D[i,i], A[pad(i-1),1])) + z[k]", {"D": (5, 5), "A": (5, 7), "z": (3,)}
@@ -181,6 +299,39 @@ STRANGE: dict[str, Case] = {
         "K[i,j] = exp(-abs(x[i] - y[j])); u[i] += K[i,j] * b[j]; v[i] = 1 / u[i]; w[j] += K[i,j] * v[i]; Y[i,j] = v[i] * K[i,j] / w[j]",
         {"x": (5,), "y": (7,), "b": (7,)},
         positive=frozenset({"b"}),
+    ),
+    "scores_of_differences": Case(  # the second derivative has one sum twice, which C++ added up two times
+        """
+        def scores_of_differences(Q[h,i,d], K[h,j,d], V[h,j,e], slope[h]) -> O[h,i,e]:
+            S[h,i,j] += Q[h,i,d] * K[h,j,d]
+            P[h,i,j] = softmax[j](where(i >= j, S[h,i,j] + (j - i) * slope[h], -inf))
+            O[h,i,e] += P[h,i,j] * V[h,j,e]
+        """,
+        {"Q": (2, 5, 3), "K": (2, 5, 3), "V": (2, 5, 2), "slope": (2,)},
+    ),
+    "compressed_rows": Case(  # the second derivative: a version without a size
+        "def rows(off[m], X[n], x[k], B[b], col[n]) -> Y[b]: for b in 0:size(B, 0), j in off[b]:off[b+1]:  Y[b] += X[j] * x[col[j]]",
+        {"off": (4,), "X": (9,), "x": (4,), "B": (3,), "col": (9,)},
+        values={"off": [0, 2, 2, 9]},
+        ints={"col": (0, 4)},
+    ),
+    "step_numbers": Case(  # the number of a step is no tensor
+        """
+        def step_numbers(W[k,j], x[i], e[n]) -> T[j,i], U[n]:
+            for ordered j in 0:5, i:  T[j,i] = tanh(T[pad(j-1),i] + 0.1 * i - W[j//2,(j+3)%5] + W[clamp(j-3),j])
+            for ordered n:  U[n] = U[pad(n-1)] + e[n]
+        """,
+        {"W": (3, 5), "x": (4,), "e": (0,)},
+    ),
+    "steps_of_a_tensor": Case(
+        "def steps(X[t,i], n) -> H[t,i]: for ordered t in 1:n, i:  H[t,i] = X[t,i] * H[t-1,i] + 1", {"X": (4, 2), "n": ()}, values={"n": 3}
+    ),
+    "updates_of_one_step": Case(  # several sums of a step are one memory under several names, which C++ took for apart
+        """
+        def updates(y[j], x[i], B[j,k], c) -> T[k,j]:
+            for reversed k in 0:3, j:  T[k,j] = T[pad(k+1),j] * sigmoid(prod[i](1 + 0.3 * tanh(y[j]) + 0.1 * x[i]) - where(k != 1 or j > 0, B[j,k], c)) + 0.1
+        """,
+        {"y": (7,), "x": (5,), "B": (7, 3), "c": ()},
     ),
     # -- numbers, names, dtypes
     "float_division": Case("Y[i] = x[i] % 0.7 + (x[i] // 0.3)", {"x": (7,)}),  # Triton has no // of floats

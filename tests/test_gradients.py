@@ -54,7 +54,7 @@ def assert_directional(program: Program, args: list[Any], step: float = 1e-5, to
 # ---------------------------------------------------------------------------------------------------------------------
 # Every function of the table
 
-ON_INTEGERS = {"bitwise_and", "bitwise_or", "bitwise_xor", "left_shift", "right_shift"}
+ON_INTEGERS = {"bitwise_and", "bitwise_or", "bitwise_xor", "left_shift", "right_shift", "mix", "rand"}
 
 
 def call(op: str) -> str:

@@ -373,7 +373,6 @@ MISTAKES = [
     ("for i, i:  Y[i] = A[i]", errors.IndexError_, "index i is bound twice", "i", ""),
     ("Y[i] = sum[j, j](A[i,j])", errors.IndexError_, "index j is bound twice", "j", ""),
     ("for ordered t:\n  for t:  Y[t] = A[t]", errors.IndexError_, "index t is bound twice", "t", ""),
-    ("for ordered t, b:  c[b] = X[b,t]", errors.IndexError_, "every step would write the same", "c[b]", "put t among"),
     ("Y[i] = softmax[z](A[i])", errors.IndexError_, "softmax goes over z, which is no index here", "softmax[z](A[i])", "i"),
     ("Y[i] = sum[j](A[i,j], init=j)", errors.IndexError_, "outside the reduction over j", "j", ""),
     ("Y[i] = A[i] + A[i,i]", errors.RankMismatch, "A has 1 dimension before, and 2 subscripts here", "A[i,i]", ""),

@@ -42,6 +42,27 @@ PROGRAMS: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
     ),
     "attention to the past": ("for ordered t, i: H[t,i] = X[t,i] + sum[s in 0:t](H[s,i] * X[s,i] * X[t,i])", {"X": (4, 2)}),
     "affine in a loop": ("for ordered t, x: H[t,x] = tanh(X[t,x] + sum[r](W[r] * H[pad(t-1),pad(2*x+r-1)]))", {"X": (3, 3), "W": (3,)}),
+    "a state": ("for ordered t, i: h[i] += tanh(h[i] + X[t,i])", {"X": (4, 2)}),
+    "a running product": ("for ordered t, i: p[i] *= X[t,i]", {"X": (4, 2)}),
+    "a running maximum": ("for ordered t, i: m[i] max= X[t,i]", {"X": (4, 2)}),
+    "a running minimum of rows": ("def f(X[t,i,j], m[i]) -> m[i]: for ordered t, i, j: m[i] min= X[t,i,j]", {"X": (4, 2, 3), "m": (2,)}),
+    "products and maxima that are read": (
+        "for ordered t:\n    for i, j: m[i] max= X[t,i,j]\n    for i, j: p[i] *= X[t,i,j]\n    for i: Y[t,i] = m[i] * p[i]",
+        {"X": (3, 2, 2)},
+    ),
+    "not written yet": ("for ordered t, i: H[t,i] = X[t,i] + H[pad(t+1),i] * H[pad(t+1),i]", {"X": (4, 2)}),
+    "overwritten where it is read": ("H[t,i] = X[t,i]; for ordered t, i: H[t,i] = H[t,i] * H[pad(t-1),i]", {"X": (4, 2)}),
+    "overwritten at each step": ("def f(X[t,i], h[i]) -> h[i]: for ordered t, i: h[i] = h[i] * X[t,i] + 1", {"X": (4, 2), "h": (2,)}),
+    "newton": ("def f(a[i]) -> x[i]:\n    x[i] = 1 + 0 * a[i]\n    for ordered t in 0:3, i: x[i] = 0.5 * (x[i] + (2 + a[i] ** 2) / x[i])", {"a": (3,)}),
+    "power iteration": (
+        "def f(A[i,i], v[i]) -> v[i]:\n    for ordered t in 0:3:\n        for i: w[i] = sum[j](A[i,j] * v[j])\n        for i: v[i] = w[i] / (1 + sum[j](w[j] ** 2))",
+        {"A": (3, 3), "v": (3,)},
+    ),
+    "a matrix of states": (
+        "def f(X[t,i], A[t,j]) -> Y[t]:\n    for ordered t in 1:3:\n        for i, j: s[i,j] += X[t,i] * A[t,j]\n        for i, j: Y[t] += s[i,j] * X[t-1,i] * A[t,j]",
+        {"X": (3, 2), "A": (3, 2)},
+    ),
+    "steps that integers name": ("def f(X[t,i]) -> H[t,i]: for ordered t, i: H[t,i] = tanh(X[t,i] + H[pad((3*t)//5-1),i])", {"X": (5, 2)}),
     "a part of a row": ("for ordered t in 1:size(X,0), i: H[t,i] = X[t,i] * H[t-1,i] + X[t-1,i]", {"X": (4, 2)}),
 }  # fmt: skip
 
@@ -140,20 +161,18 @@ def test_dead_statements_inside() -> None:
     assert sum(isinstance(node, Loop) for node in program.body) == 2
 
 
-OVERWRITTEN = {
-    "a state": "for ordered t, i: h[i] += tanh(h[i] + X[t,i])",
-    "a running product": "for ordered t, i: p[i] *= X[t,i]",
-    "a running maximum": "for ordered t, i: m[i] max= X[t,i]",
-    "not written yet": "for ordered t, i: H[t,i] = X[t,i] + H[pad(t+1),i] * H[pad(t+1),i]",
-    "overwritten where it is read": "H[t,i] = X[t,i]; for ordered t, i: H[t,i] = H[t,i] * H[pad(t-1),i]",
-}
+def test_nothing_to_keep_values_in() -> None:
+    """Rows of different lengths have no size that a tensor with an element for every step could take: an error, never a wrong gradient."""
+    with pytest.raises(Unsupported, match=r"had at each step"):
+        gradient(parse("def f(len[t], X[t,n], h[n]) -> h[n]: for ordered t, j in 0:len[t]:  h[j] += sin(h[j] * X[t,j])"))
 
 
-@pytest.mark.parametrize("name", OVERWRITTEN)
-def test_overwritten_values(name: str) -> None:
-    """What a later step overwrites is not there for the backward pass: an error, never a wrong gradient."""
-    with pytest.raises(Unsupported):
-        gradient(parse(OVERWRITTEN[name]))
+def test_kept_where_needed() -> None:
+    """A state that is only added to is not kept; one whose old value matters is, in the forward loop of the gradient."""
+    linear = str(gradient(parse("def f(X[t,i]) -> s[i]: for ordered t, i: s[i] += X[t,i] ** 2")))
+    assert "s.at" not in linear
+    kept = str(gradient(parse(PROGRAMS["a state"][0])))
+    assert "h.at[t,i] = h[i]" in kept
 
 
 # ---------------------------------------------------------------------------------------------------------------------

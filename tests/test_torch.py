@@ -29,8 +29,6 @@ SAMPLE = (
     "lecture", "linear", "rewriting", "softmax", "cross_entropy", "layernorm", "attention_window", "conv_padded", "upsample", "concatenate",
     "scatter", "gather", "argmax", "two_results", "scalars", "zero_d", "unused", "cumulative", "integers",
 )  # fmt: skip
-# The gradient of a partial `max=` is not written yet; ragged ranges need the values of tensors to be planned.
-NO_GRADIENT = ("scatter_max",)
 COMPILER = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
 
 
@@ -57,7 +55,7 @@ def case(name: str) -> tuple[Function, list[Any]]:
     f = Function(program_of(name))
     args = [a.detach().clone() if isinstance(a, Tensor) else a for a in arguments(f.program, CORPUS[name], torch.float64)]
     for parameter, a in zip(f.program.inputs, args, strict=True):
-        if isinstance(a, Tensor) and a.dtype.is_floating_point and parameter in f.differentiable and name not in NO_GRADIENT:
+        if isinstance(a, Tensor) and a.dtype.is_floating_point and parameter in f.differentiable:
             a.requires_grad_()
     return f, args
 

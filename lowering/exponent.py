@@ -1,0 +1,66 @@
+"""Exponentials as hardware has them: a GPU computes 2**x, so that exp(x) costs one multiplication by log2(e) more.
+
+    exp(scale * s[i,j] - m[i])   -->   exp2(s[i,j] * (scale * log2(e)) - m[i] * log2(e))
+
+The factor goes to what varies less than the exponent, where it is multiplied once for a row or once for all: a fused
+multiply-add and the exponential are left. (FlashAttention-2, Dao, 2023, does this by hand.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from tdsl.ir import Access, Call, Const, Expr, Statement
+from tdsl.ops import OPS
+from tdsl.simplify import simplify_expr
+
+Axes = Callable[[Expr], frozenset[str]]
+
+
+def in_base_2(e: Call, axes: Axes, definitions: Mapping[str, Statement]) -> Expr | None:
+    """`f(x)` as `g(c * x)` with the factor spread over x, where f has such a g (a column of ops.py) and that saves operations.
+
+    axes: of the tile that an expression is. definitions: elementwise statements whose values stand for the tensors.
+    """
+    base, factor = OPS[e.op].base
+    whole = axes(e)
+    if not base or not whole or not _spreads(e.args[0], axes, whole, definitions):
+        return None
+    return Call(base, (_spread(e.args[0], factor, axes, whole, definitions),))
+
+
+def _spreads(e: Expr, axes: Axes, whole: frozenset[str], definitions: Mapping[str, Statement]) -> bool:
+    """Whether a factor of `e` meets something that varies less than `e` does."""
+    match e:
+        case Access(tensor=name) if name in definitions:
+            return _spreads(definitions[name].value, axes, whole, definitions)
+        case Call(op="neg" | "stop_gradient", args=(x,)):
+            return _spreads(x, axes, whole, definitions)
+        case Call(op="add" | "sub" | "mul", args=(a, b)):
+            return axes(a) < whole or axes(b) < whole or (e.op != "mul" and any(_spreads(x, axes, whole, definitions) for x in (a, b)))
+        case Call(op="div", args=(_, b)):
+            return axes(b) < whole
+    return False
+
+
+def _spread(e: Expr, factor: float, axes: Axes, whole: frozenset[str], definitions: Mapping[str, Statement]) -> Expr:
+    """`factor * e`."""
+
+    def spread(x: Expr, by: float = factor) -> Expr:
+        return _spread(x, by, axes, whole, definitions)
+
+    match e:
+        case Access(tensor=name) if name in definitions and axes(e) == whole:
+            return spread(definitions[name].value)
+        case Call(op="stop_gradient", args=(x,)):
+            return spread(x)
+        case Call(op="neg", args=(x,)):
+            return spread(x, -factor)
+        case Call(op="add" | "sub", args=(a, b)):
+            return Call(e.op, (spread(a), spread(b)))
+        case Call(op="mul", args=(a, b)) if axes(a) < whole or axes(b) < whole:
+            low, high = (a, b) if len(axes(a)) <= len(axes(b)) else (b, a)
+            return Call("mul", (high, spread(low)))
+        case Call(op="div", args=(a, b)) if axes(b) < whole:
+            return Call("mul", (a, simplify_expr(Call("div", (Const(factor), b)))))
+    return simplify_expr(Call("mul", (e, Const(factor))))

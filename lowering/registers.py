@@ -1,0 +1,252 @@
+"""How many registers the tiles of a kernel take: what is alive at once, per thread, counted on the tile IR.
+
+Between two points where threads wait for each other (dots, reductions, the end of a loop's step) an elementwise chain is computed
+element by element and takes few registers; across such a point every tile that is made before it and used after it is held whole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from lowering import tile_ir as ir
+from lowering.cost import Prediction
+from lowering.schedule import WGMMA
+from lowering.targets import Target
+from tdsl.ir import Index, Pad
+from tdsl.ops import DTYPES
+
+# An operand that is computed is in registers once more, in the layout that it is multiplied in: half of the operands, half as much again.
+_COMPUTED = 0.5
+# Registers per element that is loaded by itself: its address, in 64 bits, and whether it is there; for each dimension that it may lie
+# outside of, its place and whether that is within.
+_ADDRESS, _PLACE = 3, 3
+_WIDE = 16  # bytes that one instruction loads
+
+
+@dataclass(frozen=True, slots=True)
+class Pressure:
+    """Registers of 32 bits per thread. held: the most that is alive where threads wait. peak: the most that is alive anywhere.
+    operands: the most that the operands of one dot take that runs on the vector units, which read them from registers."""
+
+    held: float
+    peak: float
+    operands: float
+
+
+def pressure(kernel: ir.Kernel, target: Target) -> Pressure:
+    """What the tiles of a kernel take of the registers."""
+    threads = kernel.num_warps * target.warp
+    tiles = {a.name: a.tile for a in kernel.axes}
+    groups = target.name in WGMMA
+    shared = _in_shared(kernel, target) if groups else frozenset()
+    feeding = _feeding(kernel)
+    loaded = {name for name, loads in feeding.items() if loads == {name}}
+    held = peak = operands = 0.0
+    for op, alive in _points(kernel.body, frozenset()):
+        here = {v: _registers(v, tiles, threads) for v in alive if v.name not in shared}
+        peak = max(peak, sum(here.values()))
+        if isinstance(op, ir.Load) and not lies_together(op, kernel):
+            each = _ADDRESS + _PLACE * sum(isinstance(e, Pad) for e in op.subscripts)
+            held = max(held, sum(here.values()) + each * math.prod(tiles[a] for a in op.dst.axes) / threads)
+        if not isinstance(op, ir.Dot | ir.Fold):
+            continue
+        if isinstance(op, ir.Dot) and not vector_dot(op, kernel, target):
+            here.update(_fragments(op, kernel, here, feeding, groups, target))
+        held = max(held, sum(here.values()))
+        if isinstance(op, ir.Dot) and vector_dot(op, kernel, target):
+            operands = max(operands, _operands(op, tiles, threads) * (1 + _COMPUTED * sum(v.name not in loaded for v in (op.lhs, op.rhs))))
+    return Pressure(held, peak, operands)
+
+
+def lies_together(op: ir.Load, kernel: ir.Kernel) -> bool:
+    """Whether a loaded tile has two or more dimensions, and rows of multiples of 16 bytes that begin at such multiples."""
+    buffer, item = op.buffer, DTYPES[op.buffer.dtype].bits // 8
+    if len(op.dst.axes) < 2 or 1 not in buffer.strides:
+        return False
+    d = buffer.strides.index(1)
+    at = op.subscripts[d]
+    if not isinstance(at, Index) or not any(at.name == i for a in kernel.axes for i, _ in a.indices):
+        return False
+    axis = kernel.axis_of(at.name)
+    index, extent = axis.indices[-1]
+    if index != at.name or axis.name not in op.dst.axes or axis.tile * item < _WIDE:
+        return False
+    others = [s for n, s in enumerate(buffer.strides) if n != d and buffer.shape[n] > 1]
+    return extent * item % _WIDE == 0 and all(s * item % _WIDE == 0 for s in others)
+
+
+def _in_shared(kernel: ir.Kernel, target: Target) -> frozenset[str]:
+    """Loaded values that only tensor cores read, which take them from shared memory."""
+    loaded = {op.dst.name for op in ir.operations(kernel.body) if isinstance(op, ir.Load)}
+    other = {
+        v.name for op in ir.operations(kernel.body) if not isinstance(op, ir.Dot) or vector_dot(op, kernel, target) for v in ir.uses(op)
+    }
+    return frozenset(loaded - other)
+
+
+def _fragments(
+    op: ir.Dot, kernel: ir.Kernel, here: Mapping[ir.Value, float], feeding: Mapping[str, frozenset[str]], groups: bool, target: Target
+) -> Iterator[tuple[ir.Value, float]]:
+    """What the operands of a dot on tensor cores take, where that is more than a share of the tile for each thread."""
+    tiles = {a.name: a.tile for a in kernel.axes}
+    left = _left(op)
+    right = op.rhs if left is op.lhs else op.lhs
+    if groups:
+        if left in here:  # groups of four warps that share rows have them each
+            yield left, _registers(left, tiles, min(kernel.num_warps * target.warp, 2 * tiles[left.axes[0]]))
+    elif all(kernel.axis(a).role == "grid" for a in op.dst.axes):
+        for v in (left, right):  # two warps share the rows, and two the columns; what is computed is computed in that place, in 32 bits
+            parts = feeding.get(v.name, frozenset())
+            wide = 1 if parts == {v.name} else (1 + len(parts)) * 32 / DTYPES[v.dtype].bits / 2
+            yield v, 2 * wide * _registers(v, tiles, kernel.num_warps * target.warp)
+    elif feeding.get(right.name, frozenset()) != {right.name}:  # each warp has all columns
+        yield right, _registers(right, tiles, target.warp)
+
+
+def _feeding(kernel: ir.Kernel) -> dict[str, frozenset[str]]:
+    """The loaded tiles that each value is computed of, elementwise; those of a loaded one are itself."""
+    found: dict[str, frozenset[str]] = {}
+    for op in ir.operations(kernel.body):
+        if isinstance(op, ir.Load):
+            found[op.dst.name] = frozenset({op.dst.name})
+        elif isinstance(op, ir.Elementwise | ir.Mask):
+            found[op.dst.name] = frozenset().union(*(found.get(v.name, frozenset()) for v in ir.uses(op) if len(v.axes) > 1))
+    return found
+
+
+def _left(op: ir.Dot) -> ir.Value:
+    """The operand that has the rows of the result."""
+    return op.lhs if op.dst.axes[0] in op.lhs.axes else op.rhs
+
+
+def vector_dot(op: ir.Dot, kernel: ir.Kernel, target: Target) -> bool:
+    """Whether a dot runs on the vector units: on NVIDIA's chips what is wider than 16 bits, and no float32 that may be rounded."""
+    return (
+        target.backend == "cuda" and DTYPES[op.lhs.dtype].bits > 16 and not (op.lhs.dtype == "float32" and kernel.input_precision != "ieee")
+    )
+
+
+def _operands(op: ir.Dot, tiles: Mapping[str, int], threads: int) -> float:
+    """Rows and columns that a thread multiplies, along the whole sum: Triton gives it blocks of 4 x 4 from 16 elements on, else 2 x 2."""
+    elements = max(1, math.prod(tiles[a] for a in op.dst.axes) // threads)
+    block = 4 if elements >= 16 else 2 if elements >= 4 else 1
+    return math.prod(tiles[a] for a in op.contract) * (block + max(block, elements // block))
+
+
+def _registers(v: ir.Value, tiles: Mapping[str, int], threads: int) -> float:
+    bits = max(DTYPES[v.dtype].bits, 8) if v.dtype != "bool" else 8
+    return math.prod(tiles[a] for a in v.axes) * bits / 32 / threads
+
+
+Alive = frozenset[ir.Value]
+
+
+def _points(body: tuple[ir.Operation, ...], after: Alive) -> Iterator[tuple[ir.Operation, Alive]]:
+    """Each operation with the tiles that are alive across it. after: those that something behind `body` uses."""
+    alive = set(after)
+    points = []
+    for op in reversed(body):
+        used, made = set(ir.uses(op)), _made(op)
+        if isinstance(op, ir.For):
+            inside = _all_uses(op.body) - {m for o in ir.operations(op.body) if (m := _made(o)) and not isinstance(o, ir.Assign)}
+            points += list(_points(op.body, frozenset(alive | inside)))
+            alive |= inside
+            continue
+        carried = {op.acc} if isinstance(op, ir.Dot) and op.acc is not None else set()  # the sum goes on where it is
+        points.append((op, frozenset((alive | used | ({made} if made else set())) - carried)))
+        if made is not None and not isinstance(op, ir.Assign):
+            alive.discard(made)
+        alive |= used
+    yield from reversed(points)
+
+
+def _made(op: ir.Operation) -> ir.Value | None:
+    return None if isinstance(op, ir.For | ir.Store) else op.dst
+
+
+def _all_uses(body: tuple[ir.Operation, ...]) -> set[ir.Value]:
+    return {v for op in ir.operations(body) for v in ir.uses(op)}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What fits
+
+
+# Registers of 32 bits per thread that tiles may take where threads wait, and anywhere; the rest of the 255 (512 on HIP) that a thread may
+# have are addresses, masks, and what the compiler has under way. Read off the reports of the streaming kernels of tests/fused.py at all
+# tiles of schedule.STREAM_TILES, in 16 bits on H100: from 193 on they spill, at 137 they take 212, at 163 203 to 243.
+# On A100 from 164 on, where most take 240; on MI300X, of 512, from 193 on.
+_HELD = {"cuda:80": 150, "cuda:90": 165, "cuda:100": 165}
+_HELD_ELSE = 175
+_PEAK = 195
+# The same with products on the vector units, whose operands are in registers beside it: blocks of 2 x 2 along 64, or of 4 x 4 along 48.
+_HELD_VECTOR, _OPERANDS = 85, 384
+
+
+def fits(kernel: ir.Kernel, target: Target) -> bool:
+    """Whether a kernel stays within the registers and the shared memory of a chip, by what its tiles take."""
+    found = pressure(kernel, target)
+    most = _HELD_VECTOR if found.operands else _HELD.get(target.name, _HELD_ELSE)
+    share = min(1.0, target.registers_sm / (kernel.num_warps * target.warp * target.registers_thread))
+    if found.held > most * share or found.peak > _PEAK * share or found.operands > _OPERANDS:
+        return False
+    return shared_bytes(kernel, target) <= target.shared_block
+
+
+def shared_bytes(kernel: ir.Kernel, target: Target) -> int:
+    """About how many bytes of shared memory a block takes: what loops with dots load, once per stage (once less where it passes through
+    registers), what dots outside of them or before them load, and one operand that is computed."""
+    tiles = {a.name: a.tile for a in kernel.axes}
+    stages = kernel.num_stages if target.name in WGMMA else max(1, kernel.num_stages - 1)
+
+    def size(v: ir.Value) -> int:
+        return math.prod(tiles[a] for a in v.axes) * max(8, DTYPES[v.dtype].bits) // 8
+
+    dots = [op for op in ir.operations(kernel.body) if isinstance(op, ir.Dot)]
+    read = {v.name: v for op in dots for v in (op.lhs, op.rhs)}
+    loads = {op.dst.name for op in ir.operations(kernel.body) if isinstance(op, ir.Load)}
+    inside = [
+        {op.dst.name: op.dst for op in loop.body if isinstance(op, ir.Load) and len(op.dst.axes) > 1}
+        for loop in ir.operations(kernel.body)
+        if isinstance(loop, ir.For) and any(isinstance(op, ir.Dot) for op in loop.body)
+    ]
+    streamed = max((sum(map(size, found.values())) for found in inside), default=0)
+    before = sum(size(v) for name, v in read.items() if name in loads and not any(name in found for found in inside))
+    before = 0 if target.backend == "hip" else before  # it stays in registers there
+    return streamed * stages + before + max((size(v) for name, v in read.items() if name not in loads), default=0)
+
+
+# How much longer than the fastest configuration a preferred one may be predicted to take.
+_PREFERRED = 1.15
+
+
+def best_fit(kernels: Iterable[ir.Kernel], target: Target, predicted: Callable[[ir.Kernel], Prediction]) -> ir.Kernel:
+    """Of the kernels that fit the first that is predicted to take about as long as the fastest; the last one where none fits. The others
+    are not made where the first is about as fast as any can be.
+
+    But for wgmma the assembler is told that a thread may have all registers: left to itself it spills some, at 80 registers of 255, for
+    the sake of a third block per SM.
+    """
+    fitting: list[tuple[ir.Kernel, float]] = []
+    last = None
+    for last in kernels:
+        if target.backend == "cpu":
+            return last
+        if fits(last, target):
+            found = predicted(last)
+            fitting.append((last, found.seconds))
+            if len(fitting) == 1 and found.seconds <= _PREFERRED * found.least:
+                break
+    assert last is not None
+    fastest = min((seconds for _, seconds in fitting), default=0.0)
+    return told(next((kernel for kernel, seconds in fitting if seconds <= _PREFERRED * fastest), last), target)
+
+
+def told(kernel: ir.Kernel, target: Target) -> ir.Kernel:
+    """The kernel with what the assembler is told of registers."""
+    dots = [op for op in ir.operations(kernel.body) if isinstance(op, ir.Dot)]
+    if target.backend == "cuda" and any(vector_dot(op, kernel, target) or target.name != "cuda:90" for op in dots):
+        return replace(kernel, max_registers=min(target.registers_thread, target.registers_sm // (kernel.num_warps * target.warp)))
+    return kernel

@@ -1,0 +1,123 @@
+"""The configurations of a kernel that come into question: all that a search has to look at, the default among them.
+
+    stream        rows x streamed tile x warps x stages
+    contraction   M x N x K tile x warps x stages x group
+    rows          TILE times 1/4 to 4, with the warps that go with it
+
+What does not fit the registers or the shared memory of the chip is left out, and so is what wastes half of a tile on padding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from itertools import product
+
+from lowering import tile_ir as ir
+from lowering.candidates import candidates
+from lowering.compiler import memory_of
+from lowering.cost import predict
+from lowering.evaluate import Memory
+from lowering.plan import KernelPlan
+from lowering.registers import best_fit, fits, told
+from lowering.rows import rows_schedule
+from lowering.schedule import (
+    DOT_MIN,
+    WGMMA,
+    WGMMA_ROWS,
+    Dtypes,
+    Schedule,
+    Strides,
+    contraction_schedule,
+    family,
+    main_product,
+    on_tensor_cores,
+    stream_rows,
+    stream_schedule,
+    suits,
+)
+from lowering.state import Part, State, leaves
+from lowering.statement import power_of_two
+from lowering.targets import Target
+from lowering.tiling import tile
+
+_SIDES = (16, 32, 64, 128, 256)
+_SUMS = (16, 32, 64, 128)
+_SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)
+
+Tile = Callable[[Schedule], ir.Kernel]
+
+
+def space(
+    kernel: KernelPlan, strides: Strides, dtypes: Dtypes, target: Target, make: Tile, precision: str = "ieee"
+) -> Iterator[tuple[Schedule, ir.Kernel]]:
+    """Every legal configuration of a kernel with its tile IR, the default first, none twice. make: the tile IR of a schedule.
+
+    The other arguments are those of `schedule.candidates`.
+    """
+    made: dict[Schedule, ir.Kernel] = {}
+
+    def tiled(schedule: Schedule) -> ir.Kernel:
+        if schedule not in made:
+            made[schedule] = make(schedule)
+        return made[schedule]
+
+    default = best_fit(map(tiled, candidates(kernel, strides, dtypes, target, precision)), target, lambda k: predict(kernel, k, target))
+    first = next(schedule for schedule, k in made.items() if told(k, target) == default)
+    seen = {first}
+    yield first, default
+    for schedule in _schedules(kernel, strides, dtypes, target, precision):
+        if schedule in seen:
+            continue
+        seen.add(schedule)
+        found = tiled(schedule)
+        if target.backend == "cpu" or fits(found, target):
+            yield schedule, told(found, target)
+
+
+def spaces(state: State) -> Iterator[tuple[KernelPlan, Iterator[tuple[Schedule, ir.Kernel]]]]:
+    """The space of each kernel of a program that is lowered as far as its plan, in order."""
+    for part in leaves(state.parts or (Part(state),)):
+        state = part.state
+        assert state.plan is not None
+        memory, made = memory_of(state), set(state.program.inputs)
+        dtypes = {**state.dtypes, **state.stored}
+        for kernel in state.plan.kernels:
+            here = replace(memory, updated=frozenset(t for t in memory.updated if t in made))
+            yield kernel, space(kernel, memory.strides, dtypes, state.target, partial(_tile, kernel, here, state), state.input_precision)
+            made |= set(kernel.stores)
+
+
+def _tile(kernel: KernelPlan, memory: Memory, state: State, schedule: Schedule) -> ir.Kernel:
+    return replace(tile(kernel, schedule, memory, exact=state.target.backend == "cpu"), input_precision=state.input_precision)
+
+
+def _schedules(kernel: KernelPlan, strides: Strides, dtypes: Dtypes, target: Target, precision: str) -> Iterator[Schedule]:
+    kind = family(kernel, dtypes, target)
+    size = kernel.extents
+    if kind == "stream":
+        rows, _ = stream_rows(kernel)
+        height, length = (math.prod(size[i] for i in group) for group in (rows, kernel.stream))
+        tensor_cores = on_tensor_cores(kernel, dtypes, target, precision)
+        for tile_m, tile_n, warps, stages in product(_upto(height), _upto(length), (2, 4, 8), (2, 3)):
+            if suits(tile_m, tile_n, warps, height, target, tensor_cores):
+                yield stream_schedule(kernel, tile_m, tile_n, warps, stages)
+    elif kind == "contraction":
+        c = main_product(kernel, dtypes)
+        assert c is not None
+        m, n, k = (math.prod(size[i] for i in group) for group in (c.m, c.n, c.k))
+        group = on_tensor_cores(kernel, dtypes, target, precision) and target.name in WGMMA and max(m, n) >= WGMMA_ROWS
+        for tiles in product(_upto(m), _upto(n), (t for t in _SUMS if t <= max(DOT_MIN, power_of_two(k)))):
+            if not group or max(tiles[:2]) >= WGMMA_ROWS:
+                for warps, stages, together in product((4, 8), (2, 3, 4), (1, 8)):
+                    yield contraction_schedule(kernel, c, strides, target, tiles, warps, stages, together)
+    elif kind == "rows":
+        for scale in _SCALES:
+            yield rows_schedule(kernel, strides, dtypes, target, scale)
+
+
+def _upto(extent: int) -> tuple[int, ...]:
+    """Tiles of which at most half is padding."""
+    return tuple(t for t in _SIDES if t <= max(DOT_MIN, power_of_two(extent)))
