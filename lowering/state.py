@@ -86,7 +86,8 @@ class State:
     """What is known after each stage. strides: of the arguments, in elements. values: integer scalars that sizes depend on.
 
     parts: of a program with ordered loops, in the order in which they run; plan and steps hold the kernels of all of them, each
-    once. placed: targets whose memory exists before the part; shares: the tensor that a name is some elements of. limits: the most that ranges which depend on tensors are.
+    once. placed: targets whose memory exists before the part; shares: the tensor that a name is
+    some elements of. limits: the most that ranges which depend on tensors are.
     cpp_from: points of a statement from which a CPU's kernels are C++, None: never; cpp: whether these are.
     control: what a user fixed. chunks: how some kernels see their tensors; None: none may.
     """
