@@ -180,7 +180,7 @@ def _all_uses(body: tuple[ir.Operation, ...]) -> set[ir.Value]:
 # Registers of 32 bits per thread that tiles may take where threads wait, and anywhere; the rest of the 255 (512 on HIP) that a thread may
 # have are addresses, masks, and what the compiler has under way. Read off the reports of the streaming kernels of tests/fused.py at all
 # tiles of schedule.STREAM_TILES, in 16 bits on H100: from 193 on they spill, at 137 they take 212, at 163 203 to 243.
-# On A100 from 164 on, where most take 240; on MI300X, of 512, from 193 on.
+# B200 at 161, where accumulators come back from tensor memory; A100 from 164 on, where most take 240; MI300X, of 512, from 193 on.
 _HELD = {"cuda:80": 150, "cuda:90": 165, "cuda:100": 160}
 _HELD_ELSE = 175
 _PEAK = 195

@@ -233,7 +233,7 @@ def stream_schedules(kernel: KernelPlan, dtypes: Dtypes, target: Target, precisi
     )  # as many threads as accumulators need
     least = min(WGMMA_ROWS, max(DOT_MIN, power_of_two(height))) if tensor_cores and target.name in WGMMA else DOT_MIN
     chained = sum(contraction(s) is not None for s in kernel.statements) > 1
-    for tile_m, tile_n, warps in [*large, *wide, *(t for t in fitting if t not in large), (least, DOT_MIN, 4)]:
+    for tile_m, tile_n, warps in [*large, *wide, *(t for t in fitting if t not in large), (least, DOT_MIN, 8 if least > DOT_MIN else 4)]:
         if (tile_m > DOT_MIN and tile_m >= 2 * power_of_two(height)) or (tile_n > DOT_MIN and tile_n >= 2 * power_of_two(length)):
             continue
         if not (chained and tile_n > 128):
