@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tdsl.ir import Access, Call, Expr, Program, children, statements, walk
+from tdsl.ops import OPS
 
 # What adds no rounding that a fused multiplication and addition would leave out.
 _EXACT = frozenset(
@@ -37,9 +38,9 @@ def _differentiated(e: Expr) -> Iterator[Access]:
             yield from _differentiated(child)
 
 
-def divides(e: Expr) -> bool:
-    """Whether an expression has a quotient in it."""
-    return any(isinstance(x, Call) and x.op == "div" for x in walk(e))
+def respelled(e: Expr) -> bool:
+    """Whether an expression has a quotient in it, or an exponential: kernels may turn them into products and powers of 2, each its own."""
+    return any(isinstance(x, Call) and (x.op == "div" or OPS[x.op].base[0]) for x in walk(e))
 
 
 def rounds_between(e: Expr) -> bool:

@@ -16,7 +16,7 @@ from functools import partial
 from lowering import tile_ir
 from lowering.beside import beside
 from lowering.candidates import candidates
-from lowering.compared import compared_values, divides, rounds_between
+from lowering.compared import compared_values, respelled, rounds_between
 from lowering.contraction import contraction
 from lowering.control import RECOMPUTE, STORE, Control, configured, edited, saving_name
 from lowering.cost import Prediction, predict
@@ -287,7 +287,7 @@ def memory_of(state: State) -> Memory:
         by_value=state.target.backend == "cpu" or not double,
         updated=frozenset(t for t, n in counts.items() if n > 1 or t in state.program.inputs),
         stored={**state.stored, **{n: "float64" for n in _of_numbers(state) if double and DTYPES[state.dtypes[n]].kind == "float"}},
-        compares=any(divides(e) for e in compared),
+        compares=any(respelled(e) for e in compared),
         fused=not any(rounds_between(e) for e in compared),
     )
 

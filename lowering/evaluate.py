@@ -45,8 +45,8 @@ class Memory:
 
     numbers: those that are Python numbers; by_value: whether they are passed as such (as float32) or through memory.
     updated: those that more than one statement writes. stored: dtypes in memory, where they are not those that promotion uses.
-    compares: whether the program compares quotients: then every kernel divides the same way, so that equal ones are equal. fused: a
-    multiplication and an addition may be one operation; where what they make is compared, they may not.
+    compares: whether the program compares quotients or exponentials: then every kernel spells them the same way, so that equal ones
+    are equal. fused: a multiplication and an addition may be one operation; where what they make is compared, they may not.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -191,7 +191,7 @@ class Evaluator:
             case Call(op="pow", args=(x, Const(value=power))) if power == 0.5:
                 return self.call("sqrt", [self.eval(x)])
             case Call(op=op, args=args):
-                if not self.exact and not self.double and (spread := in_base_2(expr, self._axes, self.definitions)) is not None:
+                if not self.exact and not self.double and not self.memory.compares and (spread := in_base_2(expr, self._axes, self.definitions)) is not None:
                     return self.eval(spread)
                 return self.call(op, [self.eval(a) for a in args])
         raise Unsupported(f"{type(expr).__name__} cannot stand in a kernel (tiling)", span=expr.span)

@@ -61,7 +61,8 @@ def strided(op: ir.Load, kernel: ir.Kernel, values: frozenset[str], length: Call
         if start != "0":
             offset += [f"({start}) * {_times(c, f'{base}.stride({d})')}" for c, d in terms]
     sizes = "".join(length(a) + ", " for a in op.dst.axes)
-    strides = "".join(" + ".join(_times(abs(c), f"{base}.stride({d})") for c, d in steps[a]) + ", " for a in op.dst.axes)
+    along = [" + ".join(_times(abs(c), f"{base}.stride({d})") for c, d in steps.get(a, ())) or "0" for a in op.dst.axes]
+    strides = "".join(f"{s}, " for s in along)
     text = f"{first}.as_strided(({sizes}), ({strides}), {' + '.join([f'{base}.storage_offset()', *offset])})"
     if backwards:
         text = f"{text}.flip({', '.join(str(n) for n, a in enumerate(op.dst.axes) if a in backwards)})"

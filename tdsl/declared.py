@@ -12,7 +12,7 @@ from copy import copy
 
 from tdsl.affine import Ranges
 from tdsl.extents import Sizes, loop_ranges, symbolic_ranges
-from tdsl.gather import covers_whole
+from tdsl.fills import covers_whole
 from tdsl.ir import REDUCTION_OF, Access, Const, Expr, Index, Loop, Program, Range, Statement, free_indices, statements
 from tdsl.ops import REDUCTIONS
 

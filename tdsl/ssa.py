@@ -122,8 +122,8 @@ class _Renamer:
             return False
         for node in reversed(self.program.body[: position + 1]):
             writes = any(t.target.tensor == name for t in statements((node,)))
-            if isinstance(node, Loop) and writes:
-                return True  # what it reads of its own target, it reads before
+            if isinstance(node, Loop) and writes and not self.differentiable:
+                return True  # what it reads of its own target, it reads before; a gradient reads it again afterwards
             if any(a.tensor == name for a in reads(node)):
                 return False
             if node is not self.program.body[position] and writes:

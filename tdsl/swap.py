@@ -20,7 +20,8 @@ from tdsl.custom import with_custom
 from tdsl.errors import ArgumentError, Unsupported
 from tdsl.expand import expand
 from tdsl.extents import Sizes, as_expr, loop_ranges, settled, symbolic_ranges
-from tdsl.gather import covers_whole, gather_form
+from tdsl.fills import covers_whole
+from tdsl.gather import gather_form
 from tdsl.ir import (
     REDUCTION_OF,
     Access,

@@ -32,7 +32,7 @@ class _Writer:
         self.tensors = {name: dims for name, dims in INPUTS.items() if dims}
         self.written: list[str] = []
         self.lines: list[str] = []
-        self.step = ""
+        self.steps: set[str] = set()  # no softmax over them
 
     # -- expressions --------------------------------------------------------------------------------------------------
 
@@ -98,7 +98,7 @@ class _Writer:
         bound = [i for i in "ijk" if i not in allowed]
         if kind < 0.95 and bound:
             return self.reduction(self.random.choice(bound), allowed, depth)
-        allowed = [i for i in allowed if i != self.step]
+        allowed = [i for i in allowed if i not in self.steps]
         if allowed:
             i = self.random.choice(allowed)
             return f"softmax[{i}]({a} + {ALONG[i]}[{i}])"
@@ -116,9 +116,9 @@ class _Writer:
     def reduction(self, i: str, allowed: list[str], depth: int) -> str:
         op = self.random.choice(["sum", "mean", "max", "min", "logsumexp", "var", "prod"])
         lengths = self.gathers and i == "j" and "i" in allowed and op in ("sum", "prod", "max", "logsumexp") and self.random.random() < 0.5
-        step, self.step = self.step, "i" if lengths else self.step
+        steps, self.steps = self.steps, self.steps | {"i"} if lengths else self.steps
         body = self.expr([*allowed, i], depth - 1)
-        self.step = step
+        self.steps = steps
         if op == "prod":
             body = f"1 + 0.3 * tanh({body})"
         if lengths:
@@ -217,9 +217,9 @@ class _Writer:
         op = self.random.choice(["=", "+=", "max="] if keeps else ["+=", "*=", "max=", "min="])
         left = ["i", "j"] if keeps else ["i", *self.random.sample("k", self.random.choice([0, 1]))]
         name, lines = self.start(left)
-        self.step = "i"  # the range of j depends on it: no softmax over them
+        self.steps = {"i"}  # the range of j depends on it
         value = self.factor(op, self.without(name, self.expr(list(dict.fromkeys([*left, "j"])), 2), "c"))
-        self.step = ""
+        self.steps = set()
         rest = "".join(f", {i}" for i in left if i not in "ij")
         settling = "".join(f" + {ALONG[i]}[{i}]" for i in left if i not in "ij")
         self.write(name, left, *lines, f"for i, j in 0:len[i]{rest}:  {name}[{','.join(left)}] {op} {value} + 0.1 * A[i,j]{settling}")
@@ -237,9 +237,9 @@ class _Writer:
         name, size = self.fresh(), self.sizes[t]
         order, before = self.random.choice([("ordered", f"pad({t}-1)"), ("reversed", f"pad({t}+1)"), ("ordered", f"pad({t}-2)")])
         older = f"{name}[{','.join([before, *left])}]"
-        self.step = t  # one step does not know the others: no softmax over them
+        self.steps = {t}  # one step does not know the others
         value = self.expr([t, *left], 2)
-        self.step = ""
+        self.steps = set()
         step = self.random.choice([f"0.5 * {older} + {value}", f"tanh({older} + {value})", f"{older} * sigmoid({value}) + 0.1 * {ALONG[t]}[{t}]"])
         ranges = "".join(f", {i} in 0:{self.sizes[i]}" for i in left)
         self.write(name, [t, *left], f"for {order} {t} in 0:{size}{ranges}:  {name}[{','.join([t, *left])}] = {step}")

@@ -125,6 +125,49 @@ STRANGE: dict[str, Case] = {
         """,
         {"X": (4, 2), "A": (2, 2)},
     ),
+    "update_after_steps": Case(  # the gradient of the loop read what had been written after it
+        """
+        def update_after_steps(x[n], b[m]) -> T[n]:
+            for ordered k in 0:5:  T[k] = T[pad(k-2)] * sin(x[k]) + x[k]
+            for k in 0:2:  T[k+1] += b[k]
+        """,
+        {"x": (5,), "b": (3,)},
+    ),
+    "update_of_steps": Case(  # a sum of its own, equal to what a step adds to an older value, was taken for that value
+        """
+        def update_of_steps(x[i], y[j]) -> T1[j], T2[k]:
+            T1[j] = y[j]
+            for reversed k in 0:2:  T2[k] = tanh(T2[pad(k+1)] + prod[i](1 + 0.3 * tanh(x[i]) + 0.1 * x[i]))
+        """,
+        {"x": (4,), "y": (3,)},
+    ),
+    "no_steps": Case(  # what only a step makes was deleted after a loop without steps
+        """
+        def no_steps(A[n,m], y[m], z[p]) -> T0, T1:
+            T0[k] = z[k] * A[1,1]
+            for ordered k in 0:0:  T1[k] = 0.5 * T1[pad(k-2)] + erf(prod[j](1 + 0.3 * tanh(y[j]) + 0.1 * y[j]))
+        """,
+        {"A": (4, 5), "y": (5,), "z": (3,)},
+    ),
+    "turn_of_one": Case(  # a remainder by 1 does not move
+        "Y[i,j] = A[i,j] * D[0-i,(j+1)%1] + B[clamp(p[j]+1),(i+1)%1]",
+        {"A": (1, 5), "D": (1, 1), "B": (4, 1), "p": (5,)},
+        ints={"p": (0, 4)},
+    ),
+    "beside_an_edge": Case(  # a pad was lost where an index turned into a remainder
+        "def beside_an_edge(x[n], w[n]) -> T[n]: for i in 0:5:  T[i] += sin(x[pad(i-1)]) * x[(i+4)%5] * w[i]",
+        {"x": (5,), "w": (5,)},
+    ),
+    "ties_of_numbers": Case(  # the minimum of a Python number lost digits in memory, among float64 tensors
+        """
+        T1 min= mean[j](A[4,j] * A[4,j] + 0.1 * y[j]) * min[i in 0:5](u) + z[k]
+        T2[i,k] = 0 * (x[i] + z[k])
+        for i in 0:4, k in 0:1:  T2[i,k] = minimum(x[i], 0.1 * i)
+        T1 max= where(0.1 * j > 0, x[2], y[j]) + y[j]
+        """,
+        {"A": (5, 2), "x": (5,), "y": (2,), "z": (1,)},
+        scalars={"u": 0.7},
+    ),
     "newton": Case(
         """
         def newton(a[n], k) -> x[n]:
@@ -195,11 +238,21 @@ STRANGE: dict[str, Case] = {
         {"B": (7, 3), "x": (5,), "y": (7,), "z": (3,)},
     ),
     "ties_of_products": Case(  # one kernel rounded a product before it was added to, another did not
-        "T[j] min= y[6-j] * y[clamp(j-1)] + z[k] + y[j]", {"y": (7,), "z": (3,)}
+        "T[k,j] min= maximum(softplus(0.1 * j - c), softmax[i](A[4-i,j] + x[i]) - 0.1 * k) + x[i] * y[j] + z[k] * x[i]",
+        {"A": (5, 7), "x": (5,), "y": (7,), "z": (3,), "c": ()},
     ),
     "ties_of_functions": Case(  # torch's functions round in another way at the end of a vector
-        "T[i,k] max= softplus(C[i,k] + j) * tanh(x[i] * z[k]) - u / (1.5 + y[j] ** 2)",
-        {"C": (5, 3), "x": (5,), "y": (7,), "z": (3,)},
+        """
+        T0[k] = 2 - W[k,2] * y[1] + z[k]
+        T1[j] += maximum(T0[k], -1.5) + y[j] + z[k]
+        T2[i,k] max= softplus(where(j != 1 or k > 0, C[i,k], u)) + (x[i] * z[k] - softmax[j](T1[j] + y[j])) + y[j] + x[i] + z[k]
+        """,
+        {"C": (5, 3), "W": (3, 7), "x": (5,), "y": (7,), "z": (3,)},
+        scalars={"u": 0.7},
+    ),
+    "ties_of_a_number": Case(  # a number over a tensor was a reciprocal and a product in one kernel, a quotient in another
+        "T[j,i] min= (0.1 * j - C[4-i,k]) * B[clamp(j-1),k] * (u / (1.5 + W[k,j] ** 2)) + x[i] + y[j] + z[k]",
+        {"B": (7, 3), "C": (5, 3), "W": (3, 7), "x": (5,), "y": (7,), "z": (3,)},
         scalars={"u": 0.7},
     ),
     "ties_of_lengths": Case(

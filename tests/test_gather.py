@@ -85,6 +85,9 @@ CASES = {
         "def f(X[n], G[m], W[k]) -> D[n]: for i in 1:3, k: D[(i+k)%size(X, 0)] += G[i] * W[k]",
         {"X": (5,), "G": (4,), "W": (4,)},
     ),
+    "circular, beside an edge": (
+        "def f(X[n], G[n]) -> D[n]: D[(i+4)%size(X, 0)] += G[pad(i-1)] + X[pad(i+2)] * G[i]", {"X": (5,), "G": (5,)},
+    ),
     "modulo a number": ("def f(X[n], G[m]) -> D[n]: D[i%3] += G[i]", {"X": (4,), "G": (8,)}),
     "repeated": ("def f(X[n], G[m]) -> D[n]: D[i//2] += G[i]", {"X": (4,), "G": (7,)}),
     "grouped": ("def f(X[g,d], G[h,d], n) -> D[g,d]: D[h//n,d] += G[h,d] * G[h,d]", {"X": (2, 3), "G": (6, 3), "n": 3}),

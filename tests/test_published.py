@@ -20,6 +20,7 @@ from tdsl.text import parse
 from tdsl.verify import verify
 from tests.programs import arguments, check, cotangents, expected, parsed
 from tests.published import PUBLISHED
+from tests.strange import STRANGE
 from tests.test_gradients import assert_directional, is_float
 
 BACKENDS = ("torch", "triton", *(("c++",) if compiler() else ()))
@@ -64,6 +65,28 @@ def test_the_table_of_features() -> None:
     for text in (text for row in examples for text in row):
         derived = gradient(parse(text))
         assert parse(str(verify(derived))) == derived
+
+
+TWICE = (
+    *("scores_of_differences", "updates_of_one_step", "kept_states", "mixed_updates", "partial_product"),
+    *("ties_of_products", "ties_of_functions", "ties_of_a_number", "ties_of_numbers"),
+)
+
+
+@pytest.mark.parametrize("cpu", [b for b in BACKENDS if b != "triton"])
+@pytest.mark.parametrize("name", TWICE)
+def test_strange_programs(name: str, cpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the second order, in both float types: what is added twice, lost or rounded in another way shows in some."""
+    monkeypatch.setattr(config, "cpu", cpu)
+    for dtype in (torch.float64, torch.float32):
+        program = parsed(STRANGE[name].text)
+        args = arguments(program, STRANGE[name], dtype)
+        for order in range(3 if dtype == torch.float64 else 2):
+            check(program, args, "torch", scale=1000 if dtype == torch.float64 else 4)
+            if order < 2:
+                derived = gradient(program)
+                args = cotangents(derived, args, expected(program, args), dtype=dtype)
+                program = derived
 
 
 # ---------------------------------------------------------------------------------------------------------------------
