@@ -29,6 +29,8 @@ FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-w", "-fno-exceptions", "-fno-rtti"),
     *("-fno-math-errno", "-fno-trapping-math", "-fwrapv"),
 )
+# GCC 12 loses terms of `for i, j: total += A[i][6 - j]` where it unrolls the inner loop before it vectorises the outer one.
+UNROLLED_LATE = "-fdisable-tree-cunrolli"
 # Whether a multiplication and an addition may be one operation.
 FUSED = {True: "-ffp-contract=fast", False: "-ffp-contract=off"}
 OPENMP = "-fopenmp"
@@ -82,7 +84,7 @@ def functions(kernels: Sequence[CppKernel]) -> dict[str, Any]:
 
 def load(source: str, *, fused: bool = True) -> ctypes.CDLL:
     """The library of a source, from this process, from disk, or compiled now."""
-    flags = (*FLAGS, FUSED[fused])
+    flags = (*FLAGS, FUSED[fused], UNROLLED_LATE)
     key = hashlib.sha256("\n".join([source, *flags, _machine()]).encode()).hexdigest()[:32]
     if key not in _loaded:
         path = disk_cache.directory() / "cpp" / f"{key}.so"
@@ -101,7 +103,7 @@ def _checksum(path: Path) -> str | None:
         return None
 
 
-def compile_source(source: str, path: Path, flags: Sequence[str] = (*FLAGS, FUSED[True])) -> Path:
+def compile_source(source: str, path: Path, flags: Sequence[str] = (*FLAGS, FUSED[True], UNROLLED_LATE)) -> Path:
     """Compiles a source to `path`, or to a temporary folder where that cannot be written. Readers see all of a library or none."""
     program = compiler()
     if program is None:
@@ -115,7 +117,8 @@ def compile_source(source: str, path: Path, flags: Sequence[str] = (*FLAGS, FUSE
     with tempfile.TemporaryDirectory(dir=folder) as work:
         text, made = Path(work) / "kernels.cpp", Path(work) / "kernels.so"
         text.write_text(source)
-        for options in ([*flags, OPENMP], flags):  # a compiler without OpenMP runs one thread
+        others = [f for f in flags if f != UNROLLED_LATE]  # what no other compiler than GCC knows
+        for options in ([*flags, OPENMP], flags, [*others, OPENMP], others):  # a compiler without OpenMP runs one thread
             done = subprocess.run([program, *options, str(text), "-o", str(made)], capture_output=True, text=True, check=False)
             if done.returncode == 0:
                 break

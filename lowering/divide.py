@@ -163,6 +163,7 @@ class _Division:
         surroundings = Surroundings(steps, existing, frozenset(needed), written, self.numbers, shapes)
         made = step_program(f"{state.program.name}_{self.count}", body, groups, surroundings)
         self.count += 1
+        shapes |= made.shapes
         first = self._state(made.program, made, replace(state, shapes=shapes))
         if made.back is None:
             return [first], made.memory

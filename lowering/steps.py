@@ -36,7 +36,7 @@ from tdsl.ir import (
     substitute,
 )
 from tdsl.printer import print_expr
-from tdsl.ssa import copy, ssa
+from tdsl.ssa import copy, versions
 
 _ADDING = frozenset({"+=", "max=", "min="})  # what a store can do to what stands in memory
 _WORDS = {"-": "_minus_", "+": "_plus_", "*": "_times_"}
@@ -58,7 +58,7 @@ class View:
 class StepProgram:
     """What one step runs. views: the slices that it works on. placed: targets whose memory exists before the step. aliases: further
     names of the memory of a view. numbers: parameters that are loop indices (name -> index). memory: tensors that live over the
-    steps. back: the copies at the end of the step."""
+    steps. shapes: of versions that the step has of its own. back: the copies at the end of the step."""
 
     program: Program
     views: tuple[View, ...]
@@ -66,6 +66,7 @@ class StepProgram:
     aliases: Mapping[str, str]
     numbers: Mapping[str, str]
     memory: frozenset[str]
+    shapes: Mapping[str, tuple[int, ...]]
     back: Program | None = None
 
 
@@ -158,7 +159,8 @@ class _Step:
         used = {a.tensor for s in body for a in (*reads(s), s.target)}
         numbers = {self.around.numbers[i]: i for i in self.around.steps if self.around.numbers[i] in used}
         inputs = (*(self._param(p) for p in params), *(Param(n) for n in numbers))
-        program = ssa(Program(self.name, inputs, tuple(Output(o) for o in (*outputs, *copied)), tuple(body)), self.shapes)
+        program, made, parts = versions(Program(self.name, inputs, tuple(Output(o) for o in (*outputs, *copied)), tuple(body)), self.shapes)
+        shapes = {new: self.shapes[old] for new, old in {**made, **parts}.items()}
         last = dict(zip((*outputs, *copied), program.results, strict=True))
         # A name that is added to is read as well: it is a parameter, too.
         adding = dict.fromkeys(alias for (_, n), alias in into.items() if self.body[n].op in _ADDING)
@@ -171,7 +173,7 @@ class _Step:
             back = Program(f"{self.name}_back", olds, tuple(Output(c) for c in copied), moves)
         placed = {*into.values(), *copied, *(outputs if self.around.steps else ())}
         aliases = {alias: name for (name, _), alias in into.items() if alias != name}
-        return StepProgram(program, tuple(self.views.values()), frozenset(placed), aliases, numbers, memory, back)
+        return StepProgram(program, tuple(self.views.values()), frozenset(placed), aliases, numbers, memory, shapes, back)
 
     def _param(self, name: str) -> Param:
         return Param(name, tuple(f"{name}_{d}" for d in range(len(self.shapes[name]))))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 from tdsl.errors import DtypeError, IndexError_, ParseError, SelfRead
 from tdsl.ir import Access, Call, Clamp, Const, Expr, Index, Pad, Reduce, Softmax, Statement, bounds, children, free_indices, walk
@@ -128,14 +128,12 @@ def _self_reads(s: Statement, loops: tuple[str, ...]) -> None:
     target = s.target
     for e in (*bounds(s.ranges), *target.subscripts):
         _no_read(e, target.tensor)
-    for e in walk(s.value):
-        if not isinstance(e, Access):
-            continue
+    for e, hidden in _accesses(s.value, frozenset()):
         for subscript in e.subscripts:
             _no_read(subscript, target.tensor)
         if e.tensor != target.tensor:
             continue
-        if e.subscripts == target.subscripts:
+        if e.subscripts == target.subscripts and not hidden & set(free_indices(e)):
             if s.reduced:
                 raise SelfRead(
                     f"{target.tensor} is read where it is being reduced over {s.reduced[0]}", span=e.span, help="write to another tensor"
@@ -144,6 +142,16 @@ def _self_reads(s: Statement, loops: tuple[str, ...]) -> None:
             raise SelfRead(
                 f"{target.tensor} is read with other subscripts in the statement that writes it", span=e.span, help=_order_help(s, e)
             )
+
+
+def _accesses(e: Expr, hidden: frozenset[str]) -> Iterator[tuple[Access, frozenset[str]]]:
+    """Every access, with the indices that a reduction around it binds."""
+    if isinstance(e, Access):
+        yield e, hidden
+    if isinstance(e, Reduce):
+        hidden = hidden | {r.index for r in e.ranges}
+    for child in children(e):
+        yield from _accesses(child, hidden)
 
 
 def _order_help(s: Statement, e: Access) -> str:

@@ -46,6 +46,7 @@ from tdsl.ir import (
     rebuild,
     rebuild_range,
     statements,
+    walk,
 )
 from tdsl.ops import DTYPES, OPS
 from tdsl.printer import print_expr, print_statement
@@ -172,6 +173,7 @@ class _Printer:
         self.inner = _by_identity(program, inferred)
         self.unproved = {(c.statement, _comparable(c.access, inferred), c.dimension) for c in inferred.checks if c.kind == "bounds"}
         self.repeated = {c.statement for c in inferred.checks if c.kind == "injective"}
+        self.older: dict[str, str] = {}  # the name of what a target was before its statement, where a softmax reads it
         self.number = 0
         self.ranges: dict[str, tuple[Bound, Bound]] = {}
         self.scope: dict[str, str] = {}  # index -> the Python name of its loop
@@ -224,6 +226,10 @@ class _Printer:
         once = isinstance(node, Statement) and self.number in self.repeated
         if once:
             self.emit("seen = set()")
+        name = node.target.tensor if isinstance(node, Statement) else ""
+        if isinstance(node, Statement) and any(isinstance(e, Softmax) and name in _tensors(e) for e in walk(node.value)):
+            self.older[name] = self.fresh(f"older_{self.names[name]}")  # it goes over elements that the loops have written already
+            self.emit(f"{self.older[name]} = {self.names[name]}.copy()")
         for r in node.ranges:
             self._for(r, self.ranges)
         if isinstance(node, Loop):
@@ -232,6 +238,7 @@ class _Printer:
         else:
             self._assign(node, once)
             self.number += 1
+            self.older.pop(name, None)
         self.scope, self.ranges, self.depth, self.taken = outer
 
     def _for(self, r: Range, ranges: Mapping[str, tuple[Bound, Bound]]) -> str:
@@ -453,14 +460,21 @@ class _Printer:
         return position
 
     def _softmax(self, e: Softmax) -> str:
+        names, self.names = self.names, {**self.names, **self.older}
         over, found = tuple(Range(name) for name in self.ranges if name in e.over), self.ranges
         top, total = self._start("top", "-np.inf"), self._start("sum", "0.0")
         self._loops(over, found, e.body, lambda term: self.emit(f"{top} = np.maximum({top}, {_bare(term)})"))
         self._loops(over, found, e.body, lambda term: self.emit(f"{total} = {total} + np.exp({term} - {top})"))
-        return self._start("softmax", f"np.divide(np.exp({self.expr(e.body)} - {top}), {total})")
+        value = f"np.divide(np.exp({self.expr(e.body)} - {top}), {total})"
+        self.names = names
+        return self._start("softmax", value)
 
 
 _METHODS = {"sum": "accumulate", "prod": "accumulate", "max": "extremum", "min": "extremum", "argmax": "arg", "argmin": "arg"}
+
+
+def _tensors(e: Expr) -> set[str]:
+    return {a.tensor for a in walk(e) if isinstance(a, Access)}
 
 
 def _identifiers(names: Iterable[str]) -> dict[str, str]:

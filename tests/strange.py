@@ -149,10 +149,17 @@ STRANGE: dict[str, Case] = {
         """,
         {"A": (4, 5), "y": (5,), "z": (3,)},
     ),
+    "versions_of_a_step": Case(  # a sum of a step at computed places, and its next version, in the second derivative
+        "def f(B[m,p], z[p]) -> T1[j]: for ordered j in 0:1:  T1[j] = 0.5 * T1[pad(j-1)] + prod[k](1 + 0.3 * tanh(B[k,(k+1)%1]) + 0.1 * z[k])",
+        {"B": (1, 1), "z": (1,)},
+    ),
     "turn_of_one": Case(  # a remainder by 1 does not move
         "Y[i,j] = A[i,j] * D[0-i,(j+1)%1] + B[clamp(p[j]+1),(i+1)%1]",
         {"A": (1, 5), "D": (1, 1), "B": (4, 1), "p": (5,)},
         ints={"p": (0, 4)},
+    ),
+    "turned_totals": Case(  # a C++ compiler lost terms
+        "for i in 0:5, j in 0:7:  t += where(A[i,(j+5)%7] > z[0], 1.5, c)", {"A": (5, 7), "z": (3,), "c": ()}
     ),
     "beside_an_edge": Case(  # a pad was lost where an index turned into a remainder
         "def beside_an_edge(x[n], w[n]) -> T[n]: for i in 0:5:  T[i] += sin(x[pad(i-1)]) * x[(i+4)%5] * w[i]",
@@ -339,6 +346,9 @@ STRANGE: dict[str, Case] = {
     ),
     "softmax_in_softmax": Case(  # what is compared for equality was made a second time, a little differently
         "T[j] min= softmax[i](softmax[k](y[j] + z[k]) + x[i])", {"x": (5,), "y": (7,), "z": (3,)}
+    ),
+    "softmax_of_itself": Case(  # of the older values, whatever has been written
+        "T[i] = maximum(y[1], x[4-i]) + x[i]; T[i] = softmax[i](T[i] * x[i]) * T[i]", {"x": (5,), "y": (3,)}
     ),
     "two_softmaxes": Case("Y[i,j] = softmax[i](A[i,j]) * softmax[j](A[i,j])", {"A": (5, 7)}),
     "nested_three": Case("Y[i] = x[i] + sum[j](A[i,j] * max[k](B[j,k] - x[i]))", {"x": (5,), "A": (5, 7), "B": (7, 3)}),

@@ -68,7 +68,7 @@ def test_the_table_of_features() -> None:
 
 
 TWICE = (
-    *("scores_of_differences", "updates_of_one_step", "kept_states", "mixed_updates", "partial_product"),
+    *("scores_of_differences", "updates_of_one_step", "turned_totals", "kept_states", "mixed_updates", "partial_product"),
     *("ties_of_products", "ties_of_functions", "ties_of_a_number", "ties_of_numbers"),
 )
 
