@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 from tdsl.errors import DtypeError, IndexError_, ParseError, SelfRead
-from tdsl.ir import Access, Call, Clamp, Const, Expr, Index, Pad, Reduce, Softmax, Statement, bounds, children, free_indices, walk
+from tdsl.ir import Access, Call, Clamp, Const, Expr, Index, Pad, Range, Reduce, Softmax, Statement, bounds, children, free_indices, walk
 from tdsl.ops import OPERATORS
 
 INTEGER_OPS = frozenset({"add", "sub", "mul", "floordiv", "mod", "neg", "maximum", "minimum"})
@@ -20,7 +21,7 @@ def statement(s: Statement, loops: tuple[str, ...], explicit: Collection[str]) -
         _forms(e)
     used = {name for e in (*bounds(s.ranges), s.target, s.value) for name in _free(e, frozenset())}  # a softmax alone brings no index
     _softmax_scopes(s.value, frozenset({*explicit, *loops, *used}))
-    _softmax_ranges(s)
+    _softmax_ranges(s.value, _within({}, s.ranges))
     if s.op == "=":
         _all_on_the_left(s)
     _self_reads(s, loops)
@@ -96,19 +97,37 @@ def _softmax_scopes(e: Expr, scope: frozenset[str]) -> None:
         _softmax_scopes(child, scope)
 
 
-def _softmax_ranges(s: Statement) -> None:
-    """What softmax goes over is the same for all of its rows."""
-    inner = (r for e in walk(s.value) if isinstance(e, Reduce) for r in e.ranges)
-    ranges = [*s.ranges, *inner]
-    for e in (e for e in walk(s.value) if isinstance(e, Softmax)):
-        for r in ranges:
-            moved = [i for bound in bounds((r,)) for i in free_indices(bound) if i in e.over]
-            if moved and r.index in free_indices(e.body):
+class _Scoped(NamedTuple):
+    """An index in scope: the range that binds it, and the ranges that its bounds name."""
+
+    range: Range
+    depends: tuple[Range, ...]
+
+
+def _softmax_ranges(e: Expr, scope: Mapping[str, _Scoped]) -> None:
+    """What softmax goes over is the same for all of its rows. An inner index hides an outer one of its name."""
+    if isinstance(e, Reduce):
+        scope = _within(scope, e.ranges)
+    if isinstance(e, Softmax):
+        over = {i: scope[i].range for i in e.over if i in scope}
+        for name in free_indices(e.body):
+            moved = [i for i, r in over.items() if name in scope and any(r is d for d in scope[name].depends)]
+            if moved:
                 raise IndexError_(
-                    f"softmax goes over {moved[0]}, and the range of {r.index} depends on it",
+                    f"softmax goes over {moved[0]}, and the range of {name} depends on it",
                     span=e.span,
-                    help=f"give {r.index} a range of its own, and mask: softmax[{moved[0]}](where({r.index} < .., .., -inf))",
+                    help=f"give {name} a range of its own, and mask: softmax[{moved[0]}](where({name} < .., .., -inf))",
                 )
+    for child in children(e):
+        _softmax_ranges(child, scope)
+
+
+def _within(scope: Mapping[str, _Scoped], ranges: Iterable[Range]) -> dict[str, _Scoped]:
+    inner = dict(scope)
+    for r in ranges:
+        names = dict.fromkeys(i for bound in bounds((r,)) for i in free_indices(bound))
+        inner[r.index] = _Scoped(r, tuple(inner[i].range for i in names if i in inner))
+    return inner
 
 
 def _all_on_the_left(s: Statement) -> None:

@@ -427,6 +427,18 @@ def test_mistakes(text: str, kind: type[errors.Error], what: str, under: str, he
     assert caret(error) == under
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "for j:  Y[j] = where(c > 0, sum[j in 1:j](A[j]), softmax[j](j + 1))",
+        "for i, j:  Y[i] += A[i,j] * sum[k in 0:j](sum[j](softmax[j](k * A[i,j])))",
+        "for i, j:  Y[i,j] = softmax[j](sum[k in 0:j](B[i,k]))",
+    ],
+)
+def test_ranges_that_have_nothing_to_do_with_a_softmax(text: str) -> None:
+    assert str(parse(text)).splitlines()[-1].strip() == text
+
+
 def test_an_error_on_a_later_line_names_it() -> None:
     with pytest.raises(errors.IndexError_) as caught:
         parse("Y[i] = A[i]\nZ[i] = A[i]\nW[i] = B[i,k]", origin="model.tdsl")
