@@ -10,12 +10,12 @@ Statements join where one reads what the other computes for the same grid elemen
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from lowering.contraction import contraction, statement_flops
-from lowering.join import join, rename, unify
+from lowering.contraction import statement_flops
+from lowering.grouping import grouped
+from lowering.join import rename, unify
 from lowering.kernel_shape import WHOLE_TILE, KernelShape, grid_of, kernel_shape
 from lowering.normalize import compared
 from lowering.recompute import Choice, recompute
@@ -118,8 +118,7 @@ def plan(
         why = next((c.reason for c in choices if c.subject == name), "it is compared for equality, or several statements write it")
         raise ArgumentError(f"{name} cannot be made again in what reads it: {why}", help=f'leave {name} out, or pin it to be stored: "store"')
     splits = target.backend in ("cuda", "hip")
-    while (merged := _merge_one(parts, kept, recomputed, apart, splits)) is not None:
-        parts = merged
+    parts = grouped(parts, kept, recomputed, apart, splits)
     kernels = []
     for n, part in enumerate(parts):
         later = {a.tensor for other in parts[n + 1 :] for s in other for a in reads(s)}
@@ -168,86 +167,6 @@ def _kept(program: Program, body: list[Statement]) -> set[str]:
     names = [s.target.tensor for s in body]
     updated = {name for name in names if names.count(name) > 1}
     return {*program.results, *updated, *(s.target.tensor for s in body if not plain(s.target))}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Joining
-
-
-def _merge_one(
-    parts: list[list[Statement]], kept: set[str], recomputed: frozenset[str], apart: frozenset[str], splits: bool
-) -> list[list[Statement]] | None:
-    """The parts after the first join that is legal and pays, or None: of a producer with its consumer, or of two that
-    recompute the same."""
-    counts = Counter(s.target.tensor for part in parts for s in part if s.target.tensor not in recomputed)
-    updated = {t for t, n in counts.items() if n > 1}
-    needs = _waits(parts, recomputed)
-    before = [_ancestors(n, needs) for n in range(len(parts))]
-    for c, consumer in enumerate(parts):
-        if updated & {s.target.tensor for s in consumer}:
-            continue
-        shares = {s.target.tensor for s in consumer} & recomputed
-        beside = [n for n in range(c) if n not in before[c] and (shares & {s.target.tensor for s in parts[n]} or _reads_same(parts[n], consumer))]
-        for p in [*sorted(needs[c], reverse=True), *beside]:
-            if any(p in before[x] for x in needs[c] if x != p):
-                continue  # something between them waits for the producer
-            if updated & {s.target.tensor for s in parts[p]}:
-                continue  # writes of one tensor keep their order
-            if apart & {s.target.tensor for s in parts[p]} & {a.tensor for s in consumer for a in reads(s)}:
-                continue
-            joined = join(parts[p], consumer, kept, recomputed, splits)
-            if joined is not None:
-                rest = [part for n, part in enumerate(parts) if n not in (p, c)]
-                position = sum(1 for n in range(len(parts)) if n < c and n != p)
-                return _sorted([*rest[:position], joined, *rest[position:]], recomputed)
-    return None
-
-
-def _reads_same(a: Sequence[Statement], b: Sequence[Statement]) -> bool:
-    """Whether two kernels reduce the same large tensor over the same elements: together they read it once."""
-    if any(contraction(s) is not None or not plain(s.target) for s in (*a, *b)):
-        return False
-    if not all(any(s.reduced for s in part) for part in (a, b)):
-        return False
-    walks = [{(x.tensor, frozenset(extents(s).items())) for s in part for x in reads(s) if len(x.subscripts) > 1} for part in (a, b)]
-    names = [{name for name, _ in w} for w in walks]
-    sizes = [{tuple(sorted(n for _, n in e)) for _, e in w} for w in walks]
-    return bool(names[0] & names[1]) and sizes[0] == sizes[1]
-
-
-def _waits(parts: Sequence[Sequence[Statement]], recomputed: frozenset[str]) -> list[set[int]]:
-    """For each part those that it comes after: which write what it reads, or wrote before it what it updates."""
-    writers: dict[str, list[int]] = {}
-    for n, part in enumerate(parts):
-        for s in part:
-            if s.target.tensor not in recomputed:
-                writers.setdefault(s.target.tensor, []).append(n)
-    return [
-        {m for s in part for a in reads(s) for m in writers.get(a.tensor, ()) if m != n}
-        | {m for s in part for m in writers.get(s.target.tensor, ()) if m < n}
-        for n, part in enumerate(parts)
-    ]
-
-
-def _ancestors(n: int, needs: Sequence[set[int]]) -> set[int]:
-    found: set[int] = set()
-    pending = [n]
-    while pending:
-        for m in needs[pending.pop()] - found:
-            found.add(m)
-            pending.append(m)
-    return found
-
-
-def _sorted(parts: list[list[Statement]], recomputed: frozenset[str]) -> list[list[Statement]]:
-    """Parts in an order in which each comes after those that it reads, otherwise as they are."""
-    needs = _waits(parts, recomputed)
-    order: list[int] = []
-    while len(order) < len(parts):
-        ready = next((n for n in range(len(parts)) if n not in order and needs[n] <= set(order)), None)
-        assert ready is not None, "kernels wait for each other"
-        order.append(ready)
-    return [parts[n] for n in order]
 
 
 def kernel_of(
