@@ -157,8 +157,8 @@ class _Division:
         shapes = dict(state.shapes)
         for s in (s for group in groups for s in group):
             if s.target.tensor not in shapes:
-                size = {r.index: r.hi.value for r in s.ranges if isinstance(r.hi, Const)}
-                shapes[s.target.tensor] = tuple(int(size[e.name]) for e in s.target.subscripts if isinstance(e, Index) and e.name in size)
+                size = {i: most for i, (_, most) in steps.items()} | {r.index: int(r.hi.value) for r in s.ranges if isinstance(r.hi, Const)}
+                shapes[s.target.tensor] = tuple(size[e.name] for e in s.target.subscripts if isinstance(e, Index))
         written = frozenset(s.target.tensor for s in others)
         surroundings = Surroundings(steps, existing, frozenset(needed), written, self.numbers, shapes)
         made = step_program(f"{state.program.name}_{self.count}", body, groups, surroundings)

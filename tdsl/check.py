@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
+from tdsl.affine import linear
 from tdsl.errors import DtypeError, IndexError_, ParseError, SelfRead
 from tdsl.ir import Access, Call, Clamp, Const, Expr, Index, Pad, Range, Reduce, Softmax, Statement, bounds, children, free_indices, walk
 from tdsl.ops import OPERATORS
@@ -157,10 +158,22 @@ def _self_reads(s: Statement, loops: tuple[str, ...]) -> None:
                 raise SelfRead(
                     f"{target.tensor} is read where it is being reduced over {s.reduced[0]}", span=e.span, help="write to another tensor"
                 )
-        elif not any(set(free_indices(a)) & set(loops) and a != b for a, b in zip(target.subscripts, e.subscripts, strict=False)):
+        elif not any(
+            (set(free_indices(a)) & set(loops) and a != b) or (loops and _apart(a, b, s.ranges))
+            for a, b in zip(target.subscripts, e.subscripts, strict=False)
+        ):
             raise SelfRead(
                 f"{target.tensor} is read with other subscripts in the statement that writes it", span=e.span, help=_order_help(s, e)
             )
+
+
+def _apart(a: Expr, b: Expr, ranges: Iterable[Range]) -> bool:
+    """Whether an index and another subscript never meet, as its range tells: j+1:n lies beyond j."""
+    r = next((r for r in ranges if a == Index(r.index)), None)
+    if r is None or r.lo is None or r.hi is None:
+        return False
+    after, before = linear(r.lo) - linear(b), linear(b) - linear(r.hi)
+    return (not after.terms and after.const > 0) or (not before.terms and before.const >= 0)
 
 
 def _accesses(e: Expr, hidden: frozenset[str]) -> Iterator[tuple[Access, frozenset[str]]]:

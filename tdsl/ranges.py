@@ -9,7 +9,7 @@ other indices in them have ranges; else the size that a signature gives to a nam
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tdsl.affine import Affine, Bound, Extent, Known, Ranges, enclosure, is_exact, linear, solve
@@ -204,7 +204,14 @@ class Node:
             if shape is not None and None not in shape:
                 self.sizes.shapes[name] = shape  # type: ignore[assignment]
         self._check_ranks()
-        while self._plain() or self._size_targets() or self._affine() or self._by_name():
+        firsts = {p.statement.target.tensor: p for p in reversed(self.statements)}  # what is written first has the size
+        while (
+            self._plain()
+            or self._size_targets(tuple(firsts.values()))
+            or self._size_targets(self.statements)
+            or self._affine()
+            or self._by_name()
+        ):
             pass
         for loop in self.loops:
             if loop.bounds is None:
@@ -293,10 +300,10 @@ class Node:
 
     # -- sizes --------------------------------------------------------------------------------------------------------
 
-    def _size_targets(self) -> bool:
+    def _size_targets(self, among: Sequence[Placed]) -> bool:
         self._refresh()
         progress = False
-        for placed in self.statements:
+        for placed in among:
             if placed.statement.target.tensor not in self.sizes.shapes:
                 progress = self._size(placed.target, final=False) or progress
         return progress

@@ -53,8 +53,9 @@ def ssa(program: Program, shapes: Mapping[str, tuple[int, ...]] | None = None, *
 
 
 def versions(program: Program, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Program, dict[str, str], dict[str, str]]:
-    """`ssa`, which tensor each new name is a version of, and of which each part is."""
-    renamer = _Renamer(program, shapes)
+    """`ssa`, which tensor each new name is a version of, and of which each part is. Of a step of an ordered loop: whether a statement
+    may read its own target was settled with the loop around it."""
+    renamer = _Renamer(program, shapes, within=True)
     return renamer.run(), renamer.made, renamer.parts
 
 
@@ -69,8 +70,9 @@ def covers(statement: Statement, shape: tuple[int, ...] | None = None) -> bool:
 
 
 class _Renamer:
-    def __init__(self, program: Program, shapes: Mapping[str, tuple[int, ...]] | None, differentiable: bool = False):
+    def __init__(self, program: Program, shapes: Mapping[str, tuple[int, ...]] | None, differentiable: bool = False, within: bool = False):
         self.program = program
+        self.within = within
         self.shapes = shapes
         self.differentiable = differentiable
         self.updates: dict[str, list[str]] = {}  # the operators that wrote the current version of a tensor
@@ -134,7 +136,8 @@ class _Renamer:
         name = s.target.tensor
         old = self.current.get(name)
         whole = covers(s, None if self.shapes is None else self.shapes[name])
-        check_self_read(s)
+        if not self.within:
+            check_self_read(s)
         value, ranges = self._renamed(s.value), tuple(rebuild_range(r, self._renamed) for r in s.ranges)
         target = replace(s.target, subscripts=tuple(self._renamed(e) for e in s.target.subscripts))
         if old is not None and not whole and self._updatable(name, position, s.op):

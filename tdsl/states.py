@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
-from tdsl.affine import Ranges
+from tdsl.affine import Ranges, enclosure, linear
 from tdsl.extents import Sizes, as_expr, loop_ranges, settled, symbolic_ranges
 from tdsl.ir import (
     REDUCTION_OF,
@@ -139,12 +139,19 @@ def _explicit(s: Statement, around: Ranges, sizes: Sizes, taken: set[str]) -> li
 
 
 def _place(indices: Sequence[str], ranges: Ranges) -> tuple[Expr, ...] | None:
-    """Subscripts, from zero, for an element per value of some indices; None where their ranges have no fixed ends."""
+    """Subscripts, from zero, for an element per value of some indices; None where their ranges depend on the elements of a tensor.
+
+    An index that starts or ends at an outer one, as in k+1:n and 0:k, has a place for each value that it ever takes.
+    """
     subscripts: list[Expr] = []
     for i in indices:
-        if i not in ranges or any(_varies(as_expr(b)) for b in ranges[i]):
+        if i not in ranges or any(isinstance(e, Access) and e.subscripts for e in walk(as_expr(ranges[i][1]))):
             return None
         lo = ranges[i][0]
+        if _varies(as_expr(lo)):
+            if enclosure(linear(as_expr(lo)), ranges)[0] < 0:
+                return None
+            lo = 0
         subscripts.append(Index(i) if lo == 0 else Call("sub", (Index(i), as_expr(lo))))
     return tuple(subscripts)
 

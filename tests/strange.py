@@ -153,6 +153,45 @@ STRANGE: dict[str, Case] = {
         "def f(B[m,p], z[p]) -> T1[j]: for ordered j in 0:1:  T1[j] = 0.5 * T1[pad(j-1)] + prod[k](1 + 0.3 * tanh(B[k,(k+1)%1]) + 0.1 * z[k])",
         {"B": (1, 1), "z": (1,)},
     ),
+    "cholesky": Case(  # a statement of a step reads what another one of the step wrote of the same tensor
+        """
+        def cholesky(A[n,n]) -> L[n,n]:
+            for ordered j in 0:size(A, 0):
+                L[j,j] = sqrt(10 + A[j,j] - sum[k in 0:j](L[j,k] ** 2))
+                for i in j+1:size(A, 0):  L[i,j] = (A[i,j] - sum[k in 0:j](L[i,k] * L[j,k])) / L[j,j]
+        """,
+        {"A": (5, 5)},
+    ),
+    "triangular_solve": Case(
+        """
+        def solve(U[n,n], b[n]) -> x[n]:
+            for reversed i in 0:size(U, 0):
+                x[i] = (b[i] - sum[j in i+1:size(U, 0)](U[i,j] * x[j])) / (2 + U[i,i] ** 2)
+        """,
+        {"U": (5, 5), "b": (5,)},
+    ),
+    "sizes_in_a_step": Case(  # the first write tells the size, whatever else is known sooner
+        "for ordered t in 0:3:\n    B[t,k] = 0.5 * A[t,k]\n    S[k] += tanh(B[t,k])\n    S[1] += A[t,0]\nY[k] = S[k] ** 2", {"A": (3, 5)}
+    ),
+    "longer_each_step": Case(
+        """
+        def prefixes(x[n]) -> M[n]:
+            M[i] = x[i]
+            for ordered k in 0:size(x, 0):
+                for i in 0:k:  M[i] = tanh(M[i] * x[k])
+        """,
+        {"x": (5,)},
+    ),
+    "elimination": Case(  # in place: its gradient needs what each step overwrites
+        """
+        def lu(A[n,n]) -> M[n,n]:
+            M[i,j] = A[i,j] + where(i == j, 5, 0)
+            for ordered k in 0:size(A, 0):
+                for i in k+1:size(A, 0):  M[i,k] = M[i,k] / M[k,k]
+                for i in k+1:size(A, 0), j in k+1:size(A, 0):  M[i,j] = M[i,j] - M[i,k] * M[k,j]
+        """,
+        {"A": (5, 5)},
+    ),
     "turn_of_one": Case(  # a remainder by 1 does not move
         "Y[i,j] = A[i,j] * D[0-i,(j+1)%1] + B[clamp(p[j]+1),(i+1)%1]",
         {"A": (1, 5), "D": (1, 1), "B": (4, 1), "p": (5,)},
