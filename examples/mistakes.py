@@ -135,6 +135,11 @@ MISTAKES: tuple[Mistake | _SECTION, ...] = (
         "f(torch.zeros(10))",
     ),
     Mistake(errors.RangeError, "nothing gives index i a range", "Y[i] = A[⟦pad(i-1)⟧]", "f(torch.zeros(10))"),
+    Mistake(
+        errors.RangeError,
+        "the bound of the ordered index t uses b, which no ordered loop outside binds",
+        "for b, ordered t in 0:⟦len[b]⟧:  H[b,t] = X[b,t] + H[b,pad(t-1)]",
+    ),
     Mistake(errors.RangeError, "the bound of i uses j, which comes after it", "for i in 0:⟦j⟧, j in 0:3:  Y[i,j] = 1"),
     Mistake(
         errors.RangeError,

@@ -328,6 +328,10 @@ INLINE double rsqrt(double x) { return 1.0 / __builtin_sqrt(x); }
 INLINE float floor(float x) { return __builtin_floorf(x); }
 INLINE double floor(double x) { return __builtin_floor(x); }
 """,
+    "round": """\
+INLINE float round(float x) { return __builtin_rintf(x); }
+INLINE double round(double x) { return __builtin_rint(x); }
+""",
     "ceil": """\
 INLINE float ceil(float x) { return __builtin_ceilf(x); }
 INLINE double ceil(double x) { return __builtin_ceil(x); }

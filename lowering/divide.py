@@ -138,7 +138,8 @@ class _Division:
             least, most = enclosure(linear(r.lo), known)[0], enclosure(linear(r.hi), known)[1]
             if math.isinf(least) or math.isinf(most):
                 what = f"the range of ordered index {r.index} depends on the values of a tensor, which cannot be compiled yet (lowering)"
-                raise Unsupported(what, span=r.span, help='run it with backend="reference"')
+                mend = f"let {r.index} run over all steps, and mask: where({r.index} < .., .., 0); or run it with backend=\"reference\""
+                raise Unsupported(what, span=r.span, help=mend)
             known[r.index] = int(least), max(int(least), int(most))
         return known
 

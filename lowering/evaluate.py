@@ -230,7 +230,7 @@ class Evaluator:
         cast = [self.cast(a, "bool" if row.kind == "branch" and n == 0 else compute) for n, a in enumerate(args)]
         if op == "div" and self._reciprocal(*cast):
             return self.call("mul", [args[0], self.call("div", [1.0, args[1]])])
-        if op in ("floor", "ceil") and DTYPES[compute].kind != "float":
+        if op in ("floor", "ceil", "round") and DTYPES[compute].kind != "float":
             return cast[0]
         result = "bool" if row.kind == "bool" else DTYPES[row.kind].compute if settled else compute
         typed: Typed = (row.kind, common[1]) if settled or row.kind == "bool" else common

@@ -7,15 +7,33 @@ from typing import NamedTuple
 
 from tdsl.affine import linear
 from tdsl.errors import DtypeError, IndexError_, ParseError, SelfRead
-from tdsl.ir import Access, Call, Clamp, Const, Expr, Index, Pad, Range, Reduce, Softmax, Statement, bounds, children, free_indices, walk
+from tdsl.ir import (
+    Access,
+    Call,
+    Clamp,
+    Const,
+    Expr,
+    Index,
+    Pad,
+    Range,
+    Reduce,
+    Size,
+    Softmax,
+    Statement,
+    bounds,
+    children,
+    free_indices,
+    walk,
+)
 from tdsl.ops import OPERATORS
 
 INTEGER_OPS = frozenset({"add", "sub", "mul", "floordiv", "mod", "neg", "maximum", "minimum"})
 
 
-def statement(s: Statement, loops: tuple[str, ...], explicit: Collection[str]) -> None:
+def statement(s: Statement, loops: tuple[str, ...], explicit: Collection[str], extents: Mapping[str, Size]) -> None:
     """Check one resolved statement that stands in the ordered loops over `loops` and whose `for` line names `explicit`.
 
+    extents: the sizes that the signature names, for the help of a message.
     Raises DtypeError, ParseError, IndexError_ or SelfRead.
     """
     for e in (*bounds(s.ranges), s.target, s.value):
@@ -24,7 +42,7 @@ def statement(s: Statement, loops: tuple[str, ...], explicit: Collection[str]) -
     _softmax_scopes(s.value, frozenset({*explicit, *loops, *used}))
     _softmax_ranges(s.value, _within({}, s.ranges))
     if s.op == "=":
-        _all_on_the_left(s)
+        _all_on_the_left(s, extents)
     _self_reads(s, loops)
 
 
@@ -131,16 +149,21 @@ def _within(scope: Mapping[str, _Scoped], ranges: Iterable[Range]) -> dict[str, 
     return inner
 
 
-def _all_on_the_left(s: Statement) -> None:
+def _all_on_the_left(s: Statement, extents: Mapping[str, Size]) -> None:
     if s.reduced:
         name = s.reduced[0]
         span = next((e.span for e in walk(s.value) if isinstance(e, Index) and e.name == name), None)
         span = span or next((r.span for r in s.ranges if r.index == name), None) or s.span
+        size = extents.get(name)
         raise IndexError_(
             f"index {name} is not on the left of `=`",
             span=span,
             help=f"write `+=` to sum over {name} (or `max=`, `min=`, `*=`), or put {name} on the left; "
-            f"if it is a scalar, declare it: `def f(.., {name}) -> ..:`",
+            + (
+                f"for the extent, write size({size.tensor}, {size.dim}): in a subscript, {name} is an index"
+                if size
+                else f"if it is a scalar, declare it: `def f(.., {name}) -> ..:`"
+            ),
         )
 
 

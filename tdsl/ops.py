@@ -146,6 +146,13 @@ _SIGN = """
 def sign(x):
     return (x > 0).to(x.dtype) - (x < 0).to(x.dtype)
 """
+_ROUND_HALF_EVEN = """
+@triton.jit
+def round_half_even(x):
+    low = tl.floor(x)
+    rest = x - low
+    return tl.where((rest > 0.5) | ((rest == 0.5) & (tl.floor(low * 0.5) * 2.0 != low)), low + 1.0, low)
+"""
 _FLOORDIV = """
 @triton.jit
 def floordiv(a, b):
@@ -265,6 +272,8 @@ def gelu_tanh(x):
         Op("sign", "x", "same", (None,), "(np.sign({0}) if {0} == {0} else 0.0)", "torch.sign({0})", "sign({0})", triton_def=_SIGN),
         Op("floor", "x", "same", (None,), "np.floor({0})", "torch.floor({0})", "tl.floor({0})", "math.floor"),
         Op("ceil", "x", "same", (None,), "np.ceil({0})", "torch.ceil({0})", "tl.ceil({0})", "math.ceil"),
+        # To the nearest integer, halves to the even one, as NumPy and torch round.
+        Op("round", "x", "same", (None,), "np.rint({0})", "torch.round({0})", "round_half_even({0})", "math.roundeven", triton_def=_ROUND_HALF_EVEN, cost=6),
         Op("isnan", "x", "bool", (None,), "({0} != {0})", "torch.isnan({0})", "({0} != {0})"),
         Op("bitwise_and", "a b", "same", (None, None), "({0} & {1})", "({0} & {1})", "({0} & {1})", takes=("bool", "int")),
         Op("bitwise_or", "a b", "same", (None, None), "({0} | {1})", "({0} | {1})", "({0} | {1})", takes=("bool", "int")),

@@ -46,6 +46,9 @@ def resolve(body: Body, header: Header | None = None, *, name: str | None = None
     if header is not None:
         check_header(header)
     names = _Names(None if header is None else header.params, explicit)
+    if header is not None and header.named and not explicit:
+        for p in reversed(header.params):
+            names.extents |= {dim: Size(p.name, d) for d, dim in reversed(list(enumerate(p.dims)))}
     resolved = names.body(body, (), ())
     names.finish()
     if header is None:
@@ -65,6 +68,7 @@ class _Names:
         self.scalars: set[str] = {p.name for p in params or () if not p.dims}
         self.indices: dict[str, Span | None] = {}
         self.sizes: list[Size] = []
+        self.extents: dict[str, Size] = {}  # what a name in the brackets of the signature is, where it is no index
         self.signature = frozenset() if explicit else frozenset(self.known)
         for p in params or ():
             self.ranks[p.name] = len(p.dims)
@@ -98,11 +102,12 @@ class _Names:
                 self.note(e)
                 outside = [i for i in free_indices(e) if i not in within]
                 if outside:
-                    mend = (
-                        f"write `for ordered {outside[0]}, {r.order} {r.index} in ..`"
-                        if outside[0] in names
-                        else f"bind {outside[0]} outside"
-                    )
+                    if outside[0] not in names:
+                        mend = f"bind {outside[0]} outside"
+                    elif any(isinstance(x, Access) and x.subscripts for x in walk(e)):
+                        mend = f"let {r.index} run over all steps, and mask: `for {r.order} {r.index} in 0:n, {outside[0]}:  .. = where({r.index} < .., .., 0)`"
+                    else:
+                        mend = f"write `for ordered {outside[0]}, {r.order} {r.index} in ..`"
                     raise RangeError(
                         f"the bound of the {r.order} index {r.index} uses {outside[0]}, which no ordered loop outside binds",
                         span=e.span,
@@ -124,7 +129,7 @@ class _Names:
         target, value = self.convert(raw.target, names), self.convert(raw.value, names)
         assert isinstance(target, Access)
         s = Statement(_complete(ranges, target, value, loops), target, raw.op, value, span=raw.span)
-        check.statement(s, loops, [r.index for r in explicit])
+        check.statement(s, loops, [r.index for r in explicit], self.extents)
         for e in (*bounds(s.ranges), *target.subscripts, value):
             self.note(e)
         self.rank(target)
@@ -177,7 +182,10 @@ class _Names:
     def convert(self, e: Expr, names: frozenset[str]) -> Expr:
         """`e` with the bare names that are indices as Index nodes."""
         if isinstance(e, Access) and not e.subscripts:
-            return Index(e.tensor, span=e.span) if e.tensor in names and not self.explicit else e
+            if e.tensor in names and not self.explicit:
+                return Index(e.tensor, span=e.span)
+            known = e.tensor in self.known or e.tensor not in self.extents
+            return e if known else replace(self.extents[e.tensor], span=e.span)
         return rebuild(e, lambda x: self.convert(x, names))
 
     def note(self, expr: Expr) -> None:

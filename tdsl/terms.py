@@ -34,7 +34,7 @@ from tdsl.ir import (
 from tdsl.ops import DTYPES
 
 # Functions whose results IEEE 754 settles, or that choose among their arguments.
-_SETTLED = frozenset({"add", "sub", "mul", "div", "neg", "abs", "sign", "relu", "sqrt", "maximum", "minimum", "floor", "ceil", "where"})
+_SETTLED = frozenset({"add", "sub", "mul", "div", "neg", "abs", "sign", "relu", "sqrt", "maximum", "minimum", "floor", "ceil", "round", "where"})
 _SETTLED |= {"stop_gradient", "and", "or", "not", "isnan", "eq", "ne", "lt", "le", "gt", "ge", "floordiv", "mod", *DTYPES}
 
 

@@ -386,6 +386,7 @@ STRANGE: dict[str, Case] = {
     "softmax_in_softmax": Case(  # what is compared for equality was made a second time, a little differently
         "T[j] min= softmax[i](softmax[k](y[j] + z[k]) + x[i])", {"x": (5,), "y": (7,), "z": (3,)}
     ),
+    "rounded_to_int8": Case("s[i] = max[j](abs(A[i,j])) / 127; Y[i,j] = round(A[i,j] / s[i]) * s[i] + round(0.5 * j - 1) * A[i,j]", {"A": (5, 7)}),
     "softmax_of_itself": Case(  # of the older values, whatever has been written
         "T[i] = maximum(y[1], x[4-i]) + x[i]; T[i] = softmax[i](T[i] * x[i]) * T[i]", {"x": (5,), "y": (3,)}
     ),

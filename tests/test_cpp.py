@@ -272,10 +272,12 @@ ULPS = {
     "softplus": 2,
     "floor": 0,
     "ceil": 0,
+    "round": 0,
 }
 EXACT: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "rsqrt": lambda x: 1 / np.sqrt(x),
     "softplus": lambda x: np.logaddexp(x, 0),
+    "round": np.rint,
     "erf": lambda x: torch.erf(torch.from_numpy(x)).numpy(),
 }
 MANY = 1 << 20

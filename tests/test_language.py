@@ -292,6 +292,15 @@ def test_inputs_and_outputs() -> None:
     assert parse("def f(A[i]) -> Y: Y[i] = A[i]").name == "f"
 
 
+def test_names_of_sizes_are_integers_in_bounds_and_values() -> None:
+    """What no index and no tensor is called; in a subscript such a name is an index."""
+    program = parse("def f(X[n,m], y[m]) -> Y[n]:\n  for i in 1:n-1:  Y[i] += X[i,m] * y[m] / n")
+    assert str(program).splitlines()[-1].strip() == "for i in 1:size(X, 0)-1, m:  Y[i] += X[i,m] * y[m] / size(X, 0)"
+    assert str(parse("def f(X[n]) -> n: for ordered i in 0:size(X, 0):  n = n + X[i]")).endswith("n = n + X[i]")
+    with pytest.raises(errors.IndexError_, match=r"write size\(X, 0\)"):
+        parse("def f(X[n]) -> Y[n]: Y[i] = X[n-1-i]")
+
+
 def test_sizes_of_outputs() -> None:
     def sizes(header: str) -> Any:
         return parse(f"def f(A[i,k], B[k,j], n) -> Y{header}: Y[i,j] += A[i,k] * B[k,j]").outputs[0].sizes
@@ -406,7 +415,7 @@ MISTAKES = [
     ("for i in 0:2.5:  Y[i] = 1", errors.DtypeError, "2.5 is no integer", "2.5", ""),
     ("Y[i] = A[pad(i, 0.5)]", errors.DtypeError, "0.5 is no integer", "0.5", ""),
     ("for i in 0:j, j in 0:3:  Y[i,j] = 1", errors.RangeError, "the bound of i uses j, which comes after it", "j", "put j before i"),
-    ("for b, ordered t in 0:len[b]:  Y[b,t] = 1", errors.RangeError, "uses b, which no ordered loop", "len[b]", "ordered b"),
+    ("for b, ordered t in 0:len[b]:  Y[b,t] = 1", errors.RangeError, "uses b, which no ordered loop", "len[b]", "mask"),
     ("Y[i] = X[i] + Y[i+1]", errors.SelfRead, "read with other subscripts", "Y[i+1]", "ordered i"),
     ("for ordered t, i:  Y[t,i] = Y[t,i+1] + X[t,i]", errors.SelfRead, "read with other subscripts", "Y[t,i+1]", "over i"),
     ("for ordered j, i in j:n:  L[i,j] = A[i,j] / L[j,j]", errors.SelfRead, "read with other subscripts", "L[j,j]", "over i"),
