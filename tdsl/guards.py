@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from tdsl.access_checks import Check
 from tdsl.errors import BoundsError, NotInjective
-from tdsl.infer import Check
 from tdsl.ir import Access, Call, Clamp, Const, Expr, Index, Pad, Size, free_indices, walk
 from tdsl.ops import OPS
 from tdsl.printer import print_expr

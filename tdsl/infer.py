@@ -10,21 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
-from tdsl.affine import Affine, Bound, depends_on_values, enclosure, evaluate, is_injective, known_values, linear, rename
+from tdsl.access_checks import Check, in_bounds, injective, nonempty, not_of_nothing, self_reads
+from tdsl.affine import Bound, evaluate, known_values
 from tdsl.dtypes import Typed, category, dtype_of, written
-from tdsl.errors import ArgumentError, BoundsError, DtypeError, IndexError_, NotInjective, RangeError, RankMismatch, SelfRead, SizeMismatch
+from tdsl.errors import ArgumentError, BoundsError, DtypeError, RankMismatch, SizeMismatch
 from tdsl.ir import (
-    REDUCTION_OF,
     Access,
     Call,
-    Clamp,
     Const,
     Expr,
-    Index,
     Loop,
-    Pad,
     Param,
     Program,
     Range,
@@ -34,14 +30,12 @@ from tdsl.ir import (
     Statement,
     bounds,
     expressions,
-    free_indices,
     rebuild,
-    substitute,
     walk,
 )
 from tdsl.ops import DTYPES, OPERATORS, OPS
 from tdsl.printer import print_expr
-from tdsl.ranges import Loops, Node, Placed, Scope, Sizes, Use, counted, text_of
+from tdsl.ranges import Node, Sizes, counted, text_of
 from tdsl.signature import place_of, place_of_inputs
 
 
@@ -52,21 +46,6 @@ class Spec:
     shape: tuple[int, ...]
     dtype: str
     weak: bool = False
-
-
-class Check(NamedTuple):
-    """What must be checked once per call, for all points of `ranges` (index, lo, hi; outermost first).
-
-    kind "bounds": 0 <= access.subscripts[dimension] < the size of that dimension. kind "injective": no two points give the same
-    subscripts in one step of the ordered loops around the statement (those that a Pad drops do not count; dimension is -1).
-    Indices have names of their own where one hides another.
-    """
-
-    statement: int
-    access: Access
-    dimension: int
-    kind: str
-    ranges: tuple[tuple[str, Bound, Bound], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,16 +242,17 @@ class _Inference:
         for pair in late:
             self._integer(*pair)
         for use in node.uses:
-            self._in_bounds(node, use)
+            self.checks += in_bounds(node, use, self.shapes)
         for placed in node.statements:
-            self._injective(node, placed)
-            _self_reads(node, placed)
+            self.checks += injective(node, placed, self.shapes)
+            self_reads(node, placed)
             if placed.statement.target.tensor in new:
                 new.discard(placed.statement.target.tensor)
-                self._not_of_nothing(placed)
+                if placed.statement.target.tensor in self.seen:  # what is no output may be the maximum of nothing: nobody sees it
+                    not_of_nothing(placed)
             self.ranges.append({name: node.named(loop, placed.scope) for name, loop in placed.scope.loops.items()})
         for reduction, loops, scope in node.reductions:
-            _nonempty(reduction, loops, scope)
+            nonempty(reduction, loops, scope)
             inside = scope
             for loop in loops:
                 inside = inside.inside(loop)
@@ -333,91 +313,6 @@ class _Inference:
                     help=f"it takes {' or '.join(names)}; a cast is written `{'float32' if 'float' in takes else 'int64'}(..)`",
                 )
 
-    # -- checks -------------------------------------------------------------------------------------------------------
-
-    def _in_bounds(self, node: Node, use: Use) -> None:
-        """Proves that an access stays inside its tensor, or lists it in `checks`, or raises BoundsError."""
-        if any(loop.empty for loop in use.scope.loops.values()):
-            return
-        for dim, s in enumerate(use.access.subscripts):
-            size = self.shapes[use.access.tensor][dim]
-            if isinstance(s, Index):
-                loop = use.scope.loops[use.source.subscripts[dim].name]  # type: ignore[union-attr]
-                if loop.bounds == (0, size):
-                    continue
-            if isinstance(s, Pad) or (isinstance(s, Clamp) and size > 0):
-                continue
-            form, (least, most) = node.extent(s)
-            if least >= 0 and most < size:
-                continue
-            if node.exact(form) or isinstance(s, Clamp):
-                raise self._outside(use, dim, size, least, most)
-            self.checks.append(_check(node, use, dim, "bounds", free_indices(s)))
-
-    def _outside(self, use: Use, dim: int, size: int, least: float, most: float) -> BoundsError:
-        source = use.source.subscripts[dim]
-        name, text = use.source.tensor, text_of(source)
-        reach = f"is {int(least)}" if least == most else f"runs over {int(least)}:{int(most) + 1}"
-        loops = [loop.name for loop in use.scope.loops.values() if loop.name in free_indices(source)]
-        mend = f"write `pad({text})` to read zeros there"
-        if isinstance(source, Clamp):
-            mend = "nothing is nearest in an empty tensor; give a range that is empty as well"
-        elif loops:
-            mend = f"give a smaller range, `for {loops[0]} in lo:hi`, or {mend}"
-        return BoundsError(
-            f"subscript {text} of {name} {reach}, but dimension {dim} of {name} has size {size}",
-            span=getattr(source, "span", None) or use.source.span,
-            help=mend,
-        )
-
-    def _injective(self, node: Node, placed: Placed) -> None:
-        """`=` writes no element twice: proved, listed in `checks`, or NotInjective."""
-        s = placed.statement
-        if s.op != "=":
-            return
-        if s.reduced:
-            span = next((r.span for r in s.ranges if r.index == s.reduced[0]), None) or s.span
-            raise IndexError_(f"index {s.reduced[0]} is not on the left of `=`", span=span, help="write `+=` to sum over it")
-        own = {placed.scope.loops[name].key: placed.scope.loops[name] for name in s.indices}
-        if any(loop.empty for loop in placed.scope.loops.values()):
-            return
-        forms = []
-        for dim, subscript in enumerate(placed.target.access.subscripts):
-            form, (least, most) = node.extent(subscript)
-            if not isinstance(subscript, Clamp) or (least >= 0 and most < self.shapes[s.target.tensor][dim]):
-                forms.append(form)
-        ranges = {key: loop.bounds for key, loop in own.items() if loop.bounds is not None}
-        outer = [loop.key for loop in placed.outer.loops.values()]
-        if is_injective(forms, ranges, outer):
-            return
-        points, room = 1, 1
-        for lo, hi in ranges.values():
-            points *= hi - lo if isinstance(lo, int) and isinstance(hi, int) else 0
-        for size in self.shapes[s.target.tensor]:
-            room *= size
-        if points > room and not any(isinstance(e, Pad) for e in s.target.subscripts):
-            raise NotInjective(
-                f"`=` would write {points} values to the {counted(room, 'element')} of {s.target.tensor}",
-                span=s.target.span,
-                help="write `+=` to sum them",
-            )
-        every = tuple(loop.key for loop in placed.scope.loops.values())
-        self.checks.append(_check(node, placed.target, -1, "injective", every))
-
-    def _not_of_nothing(self, placed: Placed) -> None:
-        """An output has no element that is the maximum of nothing. (What is not an output may: nobody sees it.)"""
-        s = placed.statement
-        if s.op in ("max=", "min=") and s.target.tensor in self.seen:
-            loops = placed.scope.loops
-            empty = [i for i in s.reduced if loops[i].empty]
-            if empty and not any(loops[i].empty for i in loops if i not in empty):
-                raise RangeError(
-                    f"`{s.op}` over index {empty[0]}, whose range is empty, has no value",
-                    span=s.span,
-                    help=f"give it one: `{s.target.tensor}[..] = {REDUCTION_OF[s.op]}[{empty[0]}](.., init=..)`",
-                )
-
-
 def _described(spec: Spec) -> str:
     if spec.weak:
         return f"a Python number ({spec.dtype})"
@@ -430,81 +325,3 @@ def _rank_help(param: Param, rank: int) -> str:
     if not rank:
         return f"pass a tensor, {param.name}[{','.join(param.dims)}]; to take a number, write {param.name} without brackets"
     return f"pass {param.name}[{','.join(param.dims)}]; sizes never broadcast: a batch is one more index in the program"
-
-
-def _check(node: Node, use: Use, dim: int, kind: str, indices: tuple[str, ...]) -> Check:
-    """A check over the loops that `indices` (keys) depend on; keys become names again where these are distinct."""
-    needed = set(indices)
-    loops: list[Loops] = []
-    for loop in reversed(node.loops):
-        if loop.key in needed and loop.bounds is not None:
-            loops.insert(0, loop)
-            needed |= {i for b in loop.bounds if not isinstance(b, int) for i in free_indices(b)}
-    names: dict[str, Expr] = {loop.key: Index(loop.name) for loop in loops}
-    if len({loop.name for loop in loops}) < len(loops):
-        names = {}
-    access = substitute(use.access, names)
-    assert isinstance(access, Access)
-    points = []
-    for loop in loops:
-        assert loop.bounds is not None
-        lo, hi = (b if isinstance(b, int) else substitute(b, names) for b in loop.bounds)
-        points.append((loop.name if names else loop.key, lo, hi))
-    return Check(use.statement, access, dim, kind, tuple(points))
-
-
-def _nonempty(reduction: Reduce, loops: tuple[Loops, ...], scope: Scope) -> None:
-    if reduction.op in ("sum", "prod", "logsumexp") or reduction.init is not None:
-        return
-    empty = [loop.name for loop in loops if loop.empty]
-    if empty and not any(loop.empty for loop in scope.loops.values()):
-        raise RangeError(
-            f"{reduction.op} over index {empty[0]}, whose range is empty, has no value",
-            span=reduction.span,
-            help=f"give it one: `{reduction.op}[{empty[0]}](.., init=..)`" if reduction.op in ("max", "min") else "leave empty tensors out",
-        )
-
-
-def _self_reads(node: Node, placed: Placed) -> None:
-    """A statement may read its own target where it writes it, if it does not reduce, or at what other ordered steps write."""
-    s = placed.statement
-    for use in node.uses:
-        if use.write or use.statement != placed.number or use.access.tensor != s.target.tensor:
-            continue
-        if (not s.reduced and _own(placed, use)) or _apart(node, placed, use):
-            continue
-        raise SelfRead(
-            f"{s.target.tensor} is read while it is written, at other elements or several times per element",
-            span=use.source.span or s.span,
-            help="write `for ordered i:` for a recurrence over i, or give the result a name of its own",
-        )
-
-
-def _own(placed: Placed, use: Use) -> bool:
-    """Whether all that is read of what a step writes is the very element that is written with it: `H[t,d] = .. H[parent[t],d] ..`."""
-    pairs = list(zip(placed.target.access.subscripts, use.access.subscripts, strict=True))
-    if all(w == r for w, r in pairs):
-        return True
-    inside = {loop.key for loop in placed.scope.loops.values()} - {loop.key for loop in placed.outer.loops.values()}
-    settled = all(w == r or (not isinstance(w, Clamp) and not inside & set(free_indices(w))) for w, r in pairs)
-    return settled and inside <= {w.name for w, r in pairs if isinstance(w, Index) and w == r}
-
-
-def _apart(node: Node, placed: Placed, use: Use) -> bool:
-    """Whether within one step of the ordered loops no element that is read is written."""
-    outer = {loop.key for loop in placed.outer.loops.values()}
-    if not outer:
-        return False
-    other = {loop.key: f"{loop.key}~" for loop in placed.scope.loops.values() if loop.key not in outer}
-    ranges = {**node.ranges, **{other[k]: b for k, b in node.ranges.items() if k in other}}
-    for w, r in zip(placed.target.access.subscripts, use.access.subscripts, strict=True):
-        if isinstance(r, Clamp) or isinstance(w, Clamp):
-            continue
-        write, read = linear(w, node.sizes.known), linear(r, node.sizes.known)
-        if depends_on_values(write.expr()) or depends_on_values(read.expr()):
-            continue
-        difference: Affine = rename(write, other) - read
-        least, most = enclosure(difference, ranges, node.sizes.known)
-        if least > 0 or most < 0:
-            return True
-    return False
