@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tdsl import errors
-from tdsl.errors import ArgumentError
+from tdsl.errors import ArgumentError, Unsupported
 from tdsl.ir import Param, Program
 
 if TYPE_CHECKING:
@@ -91,8 +91,12 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--kind", action="append", help="one stage; may be given more than once: program gradient plan triton ttir .."
             )
-        if name in ("show", "check", "bench"):
+        if name in ("show", "bench"):
             command.add_argument("--gradient", action="store_true", help="of the gradient" if name == "show" else "with the gradient")
+        if name == "check":
+            command.add_argument(
+                "--gradient", action=argparse.BooleanOptionalAction, help="with the gradient's kernels, too (default: where there is a gradient)"
+            )
         if name == "grad":
             command.add_argument("--wrt", action="append", metavar="NAME", help="only this input; may be given more than once")
     what = "versions, devices, caches, every executor tried: one page for a bug report"
@@ -179,8 +183,17 @@ def _explain(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     function, args = _call(options)
-    report = function.check(*args, target=options.target, gradient=options.gradient)
+    report, missing = None, ""
+    if options.gradient is None:
+        try:
+            report = function.check(*args, target=options.target, gradient=True)
+        except (ArgumentError, Unsupported) as error:  # what concerns the forward too is raised again
+            missing = f"the gradient's kernels are not in this report: {error.what}"
+    if report is None:
+        report = function.check(*args, target=options.target, gradient=bool(options.gradient))
     _print_page(report, options)
+    if missing:
+        print(missing, file=sys.stderr)
     return 0 if report.ok else 1
 
 

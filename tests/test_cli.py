@@ -135,11 +135,20 @@ def test_explain(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_check(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("triton")
-    out, _ = run(capsys, "check", MATMUL, *SIZES)
-    assert "Y_0" in out
-    found = json.loads(run(capsys, "check", MATMUL, *SIZES, "--gradient", "--json")[0])
+    out, _ = run(capsys, "check", MATMUL, *SIZES, "--no-gradient")
+    assert "Y_0" in out and "Y_bwd_0" not in out
+    found = json.loads(run(capsys, "check", MATMUL, *SIZES, "--json")[0])
     assert found["ok"] is True
     assert [k["name"] for k in found["kernels"]] == ["Y_0", "Y_bwd_0", "Y_bwd_1"]
+
+
+def test_check_of_what_has_no_gradient(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("triton")
+    counts = ("check", "Y[i] += a[i,k]", "a=i32[64,64]")
+    out, error = run(capsys, *counts)
+    assert "Y_0" in out
+    assert error.startswith("the gradient's kernels are not in this report: ")
+    run(capsys, *counts, "--gradient", status=2)
 
 
 def test_a_fault_has_status_1(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
