@@ -6,10 +6,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
-from tdsl.affine import Affine, Bound, depends_on_values, enclosure, is_injective, linear, rename
+from tdsl.affine import Affine, Bound, Extent, depends_on_values, enclosure, is_injective, linear, rename
 from tdsl.errors import BoundsError, IndexError_, NotInjective, RangeError, SelfRead
 from tdsl.ir import REDUCTION_OF, Access, Clamp, Expr, Index, Pad, Reduce, free_indices, substitute
 from tdsl.ranges import Loops, Node, Placed, Scope, Use, counted, text_of
@@ -32,8 +32,11 @@ class Check(NamedTuple):
     ranges: tuple[tuple[str, Bound, Bound], ...]
 
 
-def in_bounds(node: Node, use: Use, shapes: Shapes) -> Iterator[Check]:
-    """What is left to check so that an access stays inside its tensor. Raises BoundsError where it surely does not."""
+def in_bounds(node: Node, use: Use, shapes: Shapes, inputs: Collection[str]) -> Iterator[Check]:
+    """What is left to check so that an access stays inside its tensor. Raises BoundsError where it surely does not.
+
+    inputs: tensors whose sizes the caller gives.
+    """
     if any(loop.empty for loop in use.scope.loops.values()):
         return
     for dim, s in enumerate(use.access.subscripts):
@@ -48,20 +51,23 @@ def in_bounds(node: Node, use: Use, shapes: Shapes) -> Iterator[Check]:
         if least >= 0 and most < size:
             continue
         if node.exact(form) or isinstance(s, Clamp):
-            raise _outside(use, dim, size, least, most)
+            raise _outside(use, dim, size, (least, most), use.access.tensor in inputs)
         yield _check(node, use, dim, "bounds", free_indices(s))
 
 
-def _outside(use: Use, dim: int, size: int, least: float, most: float) -> BoundsError:
+def _outside(use: Use, dim: int, size: int, extent: Extent, given: bool) -> BoundsError:
+    least, most = extent
     source = use.source.subscripts[dim]
     name, text = use.source.tensor, text_of(source)
     reach = f"is {int(least)}" if least == most else f"runs over {int(least)}:{int(most) + 1}"
     loops = [loop.name for loop in use.scope.loops.values() if loop.name in free_indices(source)]
-    mend = f"write `pad({text})` to read zeros there"
+    mend = f"write `pad({text})` to {'drop what lies' if use.write else 'read zeros'} there"
     if isinstance(source, Clamp):
         mend = "nothing is nearest in an empty tensor; give a range that is empty as well"
     elif loops:
         mend = f"give a smaller range, `for {loops[0]} in lo:hi`, or {mend}"
+    if not given and most >= size:
+        mend += f"; {name} is as large as its first write makes it, unless the signature gives its size"
     return BoundsError(
         f"subscript {text} of {name} {reach}, but dimension {dim} of {name} has size {size}",
         span=getattr(source, "span", None) or use.source.span,

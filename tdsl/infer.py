@@ -242,7 +242,7 @@ class _Inference:
         for pair in late:
             self._integer(*pair)
         for use in node.uses:
-            self.checks += in_bounds(node, use, self.shapes)
+            self.checks += in_bounds(node, use, self.shapes, self.program.inputs)
         for placed in node.statements:
             self.checks += injective(node, placed, self.shapes)
             self_reads(node, placed)

@@ -310,3 +310,12 @@ def test_verify_names_what_is_wrong() -> None:
     ]:
         with pytest.raises(VerifyError, match=word):
             verify(replace(program, body=body))
+
+
+def test_what_a_first_write_makes_too_small_is_told() -> None:
+    with pytest.raises(errors.BoundsError) as caught:
+        infer(parse("Y[i,0] = A[i,0]; Y[i,1] = A[i,1]"), {"A": Spec((3, 2), "float32")})
+    assert "is as large as its first write makes it" in caught.value.help
+    with pytest.raises(errors.BoundsError) as caught:
+        infer(parse("Y[i] = A[i,2]"), {"A": Spec((3, 2), "float32")})
+    assert "first write" not in caught.value.help
