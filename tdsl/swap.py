@@ -6,7 +6,7 @@
     for h, i, j, k:  B.grad[h,j,k] += A[h,i,k] * Y.grad[h,i,j]
 
 Every occurrence p of an operand X in `T[a] += f(..)` gets `X.grad[b] += T.grad[a] * df/dp` over the same loops.
-The rule is `_push`; the rest names cotangents, keeps ranges known where an operand left, and repeats the forward.
+The rule is `push` (rule.py); the rest names cotangents, keeps ranges known where an operand left, and repeats the forward.
 """
 
 from __future__ import annotations
@@ -45,11 +45,12 @@ from tdsl.ir import (
     statements,
     walk,
 )
-from tdsl.ops import OPS, REDUCTIONS, cotangent
+from tdsl.ops import REDUCTIONS
 from tdsl.printer import print_expr
 from tdsl.products import others
 from tdsl.reassociate import reassociate
 from tdsl.recurrence import Recurrence
+from tdsl.rule import push
 from tdsl.simplify import drop_dead, simplify, simplify_expr
 from tdsl.ssa import ssa
 from tdsl.states import explicit_updates, with_kept
@@ -213,7 +214,7 @@ class _Swapper:
         if self.recurrence is not None and s.op == "=" and (self.recurrence.overwrites(s) or self.recurrence.gathered(s.target.tensor)):
             seed = self._taken_out(s)
         seed = self._extremum(s, seed, updates) if any(t.op in ("max=", "min=") for t in updates) else self._reduction(s, seed)
-        for operand, g in _push(s.value, seed, (), y):
+        for operand, g in push(s.value, seed, (), y):
             self._accumulate(s, operand, simplify_expr(g))
         if self.recurrence is None and s.op == "=" and len(updates) > 1 and s is not updates[0]:
             target = replace(s.target, tensor=self.grad[s.target.tensor])
@@ -330,7 +331,7 @@ class _Swapper:
             known = len(found)
             for s in statements((loop,)):
                 if s.target.tensor in found:
-                    found.update(dict.fromkeys(a.tensor for a, _ in _push(s.value, Const(1.0), ()) if a.tensor in written or a.tensor in self.wrt))
+                    found.update(dict.fromkeys(a.tensor for a, _ in push(s.value, Const(1.0), ()) if a.tensor in written or a.tensor in self.wrt))
         return tuple(found)
 
     def _loop(self, loop: Loop) -> None:
@@ -407,45 +408,3 @@ class _Swapper:
 
 def _settled(r: Range, bounds: tuple[Bound, Bound]) -> Range:
     return replace(r, lo=as_expr(bounds[0]), hi=as_expr(bounds[1]))
-
-
-def _push(expr: Expr, g: Expr, guards: tuple[Expr, ...], y: Expr | None = None) -> Iterator[tuple[Access, Expr]]:
-    """(operand, its cotangent) for every occurrence of an operand in `expr`, whose own cotangent is `g`.
-
-    guards: the conditions under which the occurrence counts; they are applied outside of everything, so that a NaN
-    of a branch that was not taken never reaches a sum. y: an access that holds the value of `expr`, if any.
-    """
-    match expr:
-        case Access():
-            for condition in reversed(guards):
-                g = Call("where", (condition, g, Const(0)))
-            yield expr, g
-        case Call(op="where", args=(condition, a, b)):
-            yield from _push(a, g, (*guards, condition))
-            yield from _push(b, g, (*guards, Call("not", (condition,))))
-        case Call(op="mul"):  # the swap itself: the factor's place is taken by the cotangent
-            factors = list(_factors(expr))
-            for n, factor in enumerate(factors):
-                yield from _push(factor, _product([*factors[:n], g, *factors[n + 1 :]]), guards)
-        case Call(op=op) if op in OPS:
-            for n, arg in enumerate(expr.args):
-                part = cotangent(expr, n, g, expr if y is None else y)
-                if part is not None:
-                    yield from _push(arg, part, guards)
-        case _:
-            return
-
-
-def _factors(expr: Expr) -> Iterator[Expr]:
-    if isinstance(expr, Call) and expr.op == "mul":
-        for arg in expr.args:
-            yield from _factors(arg)
-    else:
-        yield expr
-
-
-def _product(factors: list[Expr]) -> Expr:
-    result = factors[0]
-    for factor in factors[1:]:
-        result = Call("mul", (result, factor))
-    return result
