@@ -4,6 +4,7 @@
     python -m benchmarks contractions layers     some groups; a case's name works too
     python -m benchmarks model [group or case ..]   what the cost model predicts beside what is measured, and rank correlations
     python -m benchmarks overhead                host cost of a call, import time, time from text to kernel source
+    python -m benchmarks memory [--points N]     peak memory of programs with an N x N intermediate, N = 16,384
     python -m benchmarks numerics                errors against float64 of tdsl and of torch, on the same inputs
     python -m benchmarks --compile               with a column for torch.compile (always there on a GPU)
 
@@ -21,7 +22,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import model, numerics, overhead, report, timing
+from benchmarks import memory, model, numerics, overhead, report, timing
 from benchmarks.cases import CASES, GROUPS, Case
 from benchmarks.race import Row, rows
 
@@ -30,7 +31,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="tdsl beside torch, timed in turns in the same run")
     parser.add_argument(
-        "names", nargs="*", metavar="GROUP|CASE", help=f"{', '.join((*GROUPS, 'overhead', 'model', 'numerics'))}, or a case (default: everything)"
+        "names", nargs="*", metavar="GROUP|CASE", help=f"{', '.join((*GROUPS, 'overhead', 'model', 'memory', 'numerics'))}, or a case (default: everything)"
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", action="append", help="only this dtype; may be given more than once")
@@ -39,10 +40,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--seconds", type=float, default=1.0, help="about how long to time each row")
     parser.add_argument("--budget", type=float, default=float("inf"), help="start no further case after this many seconds")
+    parser.add_argument("--points", type=int, default=16384, help="N of `memory`")
     parser.add_argument("--json", type=Path, help="write everything here, after each case")
     parser.add_argument("--markdown", type=Path, help="write the table here, after each case")
     options = parser.parse_args(arguments)
-    known = {*GROUPS, *(case.name for case in CASES), "overhead", "model", "numerics"}
+    known = {*GROUPS, *(case.name for case in CASES), "overhead", "model", "memory", "numerics"}
     for name in options.names:
         if name not in known:
             parser.error(f"no group or case is called {name!r}; there are {', '.join(sorted(known))}")
@@ -59,6 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
     jobs = [(c, d) for c in chosen for d in c.dtypes[options.device] if not options.dtype or d in options.dtype]
     if "model" in options.names:
         return int(not model.run(console, chosen or CASES, options.device, options.seconds / 3))
+    if "memory" in options.names:
+        return int(not memory.run(console, options.points))
     if "numerics" in options.names:
         numerics.run(console, options.device)
         return 0

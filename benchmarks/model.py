@@ -32,8 +32,9 @@ from lowering.state import State
 from lowering.targets import TARGETS, Target
 from tdsl import errors
 from tdsl.arguments import layout
+from tdsl.devices import target_of
+from tdsl.launching import torch_callable
 from tdsl.lowered import lowered
-from tdsl.runtime import target_of, torch_callable
 
 # Configurations of a kernel that are measured, spread over its space.
 _CONFIGS = 8
@@ -149,7 +150,7 @@ def _measured(
         executor = function.executor
         found = layout(function.program, inputs, executor.integers)
         state = executor.lower(found, "cpu", cpp=None, control=Control({kernel: schedule}))
-        run = partial(torch_callable(state), inputs)
+        run = partial(torch_callable(state), *inputs)
     else:
         function.schedule({kernel: schedule})
         state = function.lower(*inputs, target=machine.name)

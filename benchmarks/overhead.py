@@ -3,7 +3,8 @@
     python -m benchmarks.overhead
 
 Forward only: the inputs need no gradient. Then the calls that record one; forward and backward together, beside the same torch
-calls in a torch.autograd.Function written by hand; and both inside torch.compile.
+calls in a torch.autograd.Function written by hand, and beside one that runs the very code that tdsl generates; both inside
+torch.compile; and a call whose sizes are new, in a class of sizes that was called before.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -92,19 +94,60 @@ class Softmax(torch.autograd.Function):
         return p - y * p.sum(-1, keepdim=True)
 
 
+class Same(torch.autograd.Function):
+    """What tdsl runs for a call and its backward, in a Function as one writes it by hand: all that is left is what tdsl adds."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, run: Callable[..., tuple[Tensor, ...]], backward: Callable[..., tuple[Tensor, ...]], kept: bool, *args: Tensor
+    ) -> Tensor:
+        result, *saved = run(*args)
+        ctx.save_for_backward(*args, *([result] if kept else ()), *saved)
+        ctx.run, ctx.count = backward, len(args)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        return (None, None, None, *ctx.run(g, *saved[: ctx.count], g, *saved[ctx.count :]))
+
+
+def same(function: tdsl.Function, inputs: list[Tensor], g: Tensor) -> Callable[..., Tensor]:
+    """`Same` for a function of one output."""
+    trained = function.recorded_by(inputs)
+    assert trained is not None
+    call = trained.call_for(inputs)
+    with torch.no_grad():
+        result, *saved = call.forward(*inputs)
+        kept = [result] if call.kept else []
+        whole = call.whole
+        assert whole.executor is not None
+        run = whole.executor.ready([*inputs, g, *kept, *saved])
+    if not whole.passed:
+        return partial(Same.apply, call.forward, lambda _, *args: run(*args), bool(kept))
+
+    def backward(g: Tensor, *args: Tensor) -> tuple[Tensor, ...]:  # whose last gradients are the cotangent itself
+        return (*run(*args), *(g for _ in whole.passed))
+
+    assert (*whole.gradients, *(n for n, _ in whole.passed)) == tuple(range(len(inputs)))
+    return partial(Same.apply, call.forward, backward, bool(kept))
+
+
 @dataclass(frozen=True, slots=True)
 class Tiny:
-    """A program on inputs of shapes `shapes`, the same in torch, and as a torch.autograd.Function."""
+    """A program on inputs of shapes `shapes`, the same in torch, and as a torch.autograd.Function. grows: how many of the inputs have a
+    first size that may be any."""
 
     name: str
     text: str
     shapes: tuple[tuple[int, ...], ...]
     by_hand: Callable[..., Tensor]
     node: type[torch.autograd.Function]
+    grows: int = 1
 
 
 TINY = (
-    Tiny("y[i] = x[i] * a[i] + b[i]", "y[i] = x[i] * a[i] + b[i]", ((SIZE,),) * 3, lambda x, a, b: x * a + b, Fma),
+    Tiny("y[i] = x[i] * a[i] + b[i]", "y[i] = x[i] * a[i] + b[i]", ((SIZE,),) * 3, lambda x, a, b: x * a + b, Fma, 3),
     Tiny("matmul", "Y[i,j] += A[i,k] * B[k,j]", ((SIZE, SIZE),) * 2, lambda a, b: a @ b, Matmul),
     Tiny(
         "linear + bias + relu",
@@ -158,10 +201,37 @@ def trained(seconds: float = 1.0) -> list[dict[str, object]]:
         def step(f: Callable[..., Tensor], inputs: list[Tensor] = inputs, g: Tensor = cotangent) -> tuple[Tensor, ...]:
             return torch.autograd.grad(f(*inputs), inputs, g)
 
-        torch.testing.assert_close(step(function), step(tiny.node.apply))
-        ours, hand = compare(lambda f=function, s=step: s(f), lambda f=tiny.node.apply, s=step: s(f), seconds)  # type: ignore[misc]
-        what = f"{tiny.name}, forward and backward, beside a Function"
-        entries.append({"what": what, "tdsl": ours, "torch": hand, "ratio": ours / hand, "extra": ours - hand, "limit": None, "ok": True})
+        others = {"a Function": tiny.node.apply, "one of the same work": same(function, inputs, cotangent)}
+        for name, other in others.items():
+            torch.testing.assert_close(step(function), step(other))
+            ours, hand = compare(lambda f=function, s=step: s(f), lambda f=other, s=step: s(f), seconds)  # type: ignore[misc]
+            what = f"{tiny.name}, forward and backward, beside {name}"
+            entries.append(
+                {"what": what, "tdsl": ours, "torch": hand, "ratio": ours / hand, "extra": ours - hand, "limit": None, "ok": True}
+            )
+    return entries
+
+
+def resized(least: int = 33, most: int = 64) -> list[dict[str, object]]:
+    """Per program: seconds of a call with a size that it has not seen, of a class that it has; of the first call; and of torch."""
+    entries = []
+    for tiny in TINY:
+        function = tdsl.function(tiny.text)
+        grown = [[(n, *shape[1:]) if p < tiny.grows else shape for p, shape in enumerate(tiny.shapes)] for n in range(least, most)]
+        calls = [[torch.randn(shape) for shape in shapes] for shapes in grown]
+        times = []
+        for f in (function, tiny.by_hand):
+            times.append([])
+            for inputs in calls:
+                start = time.perf_counter()
+                f(*inputs)
+                times[-1].append(time.perf_counter() - start)
+        (first, *rest), torchs = times[0], statistics.median(times[1])
+        ours = statistics.median(rest)
+        what = f"{tiny.name}, sizes that are new (first call {first * 1e3:.1f} ms)"
+        entries.append(
+            {"what": what, "tdsl": ours, "torch": torchs, "ratio": ours / torchs, "extra": ours - torchs, "limit": None, "ok": True}
+        )
     return entries
 
 
@@ -216,7 +286,7 @@ def run(console: Console) -> list[dict[str, object]]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        entries = [*calls(requires_grad=False), *calls(requires_grad=True), *trained(), *compiled()]
+        entries = [*calls(requires_grad=False), *calls(requires_grad=True), *trained(), *compiled(), *resized()]
     finally:
         torch.set_num_threads(threads)
     table = Table(title=f"a cached call on CPU tensors of size {SIZE}", title_justify="left")

@@ -1,5 +1,6 @@
 """How long a call takes: the median of many, competitors in turns, buffers rotated so that no cache serves what memory should.
 
+On a CPU with one thread the clock is that thread's: what other processes take of the core does not count. With more it is the wall's.
 On CUDA the time is the device's own, between two events around the call. The device first sleeps for as long as the host needs to
 enqueue the call, so that host overhead never stands between the events; `benchmarks/overhead.py` measures that overhead by itself.
 """
@@ -78,12 +79,13 @@ def measure(
 
 def _cpu_times(runs: Mapping[str, Run], order: list[str], sets: int, count: int) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {name: [] for name in runs}
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     for r in range(count):
         for name in order if r % 2 else reversed(order):  # whoever comes second finds warmer caches: take turns in that too
             run = runs[name]
-            start = time.perf_counter()
+            start = clock()
             run(r % sets)
-            times[name].append(time.perf_counter() - start)
+            times[name].append(clock() - start)
     return times
 
 

@@ -15,10 +15,10 @@ from lowering.targets import find_target
 from lowering.triton_interpreter import LANGUAGE_LOCK
 from lowering.triton_launch import jit_function
 from tdsl.errors import ArgumentError, CompileError
-from tdsl.ops import DTYPES
+from tdsl.ops import DTYPES, STORED_ONLY
 
 # How Triton's signatures spell the dtypes.
-_SIGNATURE = {d.name: d.short.replace("bool", "i1") for d in DTYPES.values()}
+_SIGNATURE = {d.name: d.short.replace("bool", "i1") for d in (*DTYPES.values(), *STORED_ONLY.values())}
 _BINARIES = ("cubin", "hsaco")
 _NO_HINTS: Mapping[str, int] = {}
 

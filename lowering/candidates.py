@@ -1,7 +1,7 @@
 """The configurations of a kernel that come into question without tuning, the best first.
 
 Of what fits the registers and the shared memory (`registers.fits`) the first that is predicted to take about as long as the fastest is
-the default.
+the default, in the form that lowering/choice.py gives it.
 """
 
 from __future__ import annotations

@@ -16,11 +16,12 @@ from functools import partial
 from lowering import tile_ir
 from lowering.beside import beside
 from lowering.candidates import candidates
+from lowering.choice import best_fit, by_hand
 from lowering.compared import compared_values, respelled, rounds_between
 from lowering.contraction import contraction
 from lowering.control import RECOMPUTE, STORE, Control, configured, edited, saving_name
 from lowering.cost import Prediction, predict
-from lowering.cpp_schedule import CPU_SPLIT, PARALLEL, cpp_schedule, only_sums, takes_cpp
+from lowering.cpp_schedule import CPU_SPLIT, PARALLEL, block_schedule, cpp_schedule, only_sums, takes_blocks, takes_cpp
 from lowering.cpp_source import CppKernel, cpp_source
 from lowering.divide import divide, merged, on_parts, trimmed
 from lowering.evaluate import Memory
@@ -32,7 +33,6 @@ from lowering.plan import plan as make_plan
 from lowering.products import split_products
 from lowering.proofs import proved
 from lowering.ragged import Limits, masked
-from lowering.registers import best_fit, told
 from lowering.schedule import Schedule
 from lowering.split import Split, split_reductions
 from lowering.split_streams import split_streams
@@ -40,14 +40,16 @@ from lowering.state import Allocation, Part, Repeat, State, Step, contiguous
 from lowering.statement import extents
 from lowering.targets import TARGETS, Target
 from lowering.tiling import identity, tile
+from lowering.together import together
 from lowering.torch_module import torch_module
 from lowering.triton_source import triton_source
 from tdsl.dtypes import WEAK, category, dtype_of, written
 from tdsl.errors import Unsupported
 from tdsl.infer import Spec, infer, resolve
-from tdsl.ir import REDUCTION_OF, Const, Index, Loop, Program, Statement, statements
+from tdsl.ir import REDUCTION_OF, Access, Const, Index, Loop, Program, Statement, statements
 from tdsl.ops import DTYPES
 from tdsl.ssa import covers, versions
+from tdsl.traced import whole, with_symbols
 
 __all__ = ["STAGES", "Allocation", "Observer", "Part", "Repeat", "State", "Step", "compile_program", "contiguous"]
 
@@ -68,6 +70,7 @@ def compile_program(
     results: Mapping[str, str] | None = None,
     limits: Limits | None = None,
     cpp_from: int | None = None,
+    aliases: Mapping[str, str] | None = None,
     observer: Observer | None = None,
 ) -> State:
     """Runs STAGES on a flat program (after tdsl.expand and tdsl.ssa). target: a name of targets.TARGETS.
@@ -76,14 +79,16 @@ def compile_program(
     whose dtype in memory is another than the one that promotion takes them for (residuals again). results: dtypes of outputs,
     where they are not those of their last version alone. limits: the most that ranges which depend on the values of tensors are,
     by `ragged.extent_of`; without them the sizes of tensors bound such ranges. cpp_from: points of a statement from which a CPU's
-    kernels are C++ where they can be; None: never. control: what a user fixed.
+    kernels are C++ where they can be; None: never. control: what a user fixed. aliases: versions of inputs that are written into the
+    memory of these; the caller has seen that nothing needs what stood there.
 
     Raises Unsupported for what the compiler cannot do yet, and whatever tdsl.infer raises.
     """
+    alike = {version: strides[name] for version, name in (aliases or {}).items()}
     state = State(
         program,
         specs,
-        strides,
+        {**strides, **alike},
         TARGETS[target],
         dict(values or {}),
         control or Control(),
@@ -93,6 +98,9 @@ def compile_program(
         stored=dict(stored or {}),
         limits=dict(limits or {}),
         cpp_from=cpp_from,
+        aliases=dict(aliases or {}),
+        placed=frozenset(aliases or {}),
+        shares=dict(aliases or {}),
     )
     for name, stage in STAGES:
         started = time.perf_counter()
@@ -118,7 +126,7 @@ def resolve_ranges(state: State) -> State:
 
 def _points(node: Statement | Loop) -> int:
     """Points of the largest statement; a range that depends on tensors counts once."""
-    own = math.prod(int(r.hi.value) - int(r.lo.value) for r in node.ranges if isinstance(r.lo, Const) and isinstance(r.hi, Const))
+    own = math.prod(whole(r.hi.value) - whole(r.lo.value) for r in node.ranges if isinstance(r.lo, Const) and isinstance(r.hi, Const))
     return own * max((_points(inner) for inner in node.body), default=1) if isinstance(node, Loop) else own
 
 
@@ -139,8 +147,13 @@ def normalize_statements(state: State) -> State:
     for s in statements(state.program.body):
         alone = writes[s.target.tensor] == 1 and s.target.tensor not in state.program.inputs
         made = masked(s, state.shapes, state.dtypes, steps={}, limits=state.limits, alone=alone, taken=taken)
-        body += [proved(t, state.shapes, state.values, {}) for t in made]
+        body += [proved(t, state.shapes, state.values, {}) for t in made if not _copies_into_itself(t, state.aliases)]
     return normalize_part(replace(state, program=replace(state.program, body=tuple(body))))
+
+
+def _copies_into_itself(s: Statement, aliases: Mapping[str, str]) -> bool:
+    """Whether a statement only gives a version of an input what that input holds, which is the same memory."""
+    return isinstance(s.value, Access) and aliases.get(s.target.tensor) == s.value.tensor and s.value.subscripts == s.target.subscripts
 
 
 def normalize_part(state: State) -> State:
@@ -209,9 +222,11 @@ def plan_kernels(state: State) -> State:
 
 
 def _for_cpp(state: State, plan: Plan) -> State:
-    """Matrix products alone, and what stands around them in as few kernels as walk the same elements."""
+    """Matrix products alone or in blocks, and what stands around them in as few kernels as walk the same elements."""
     assert state.inferred is not None
-    plan, shapes, dtypes = split_products(plan, {**state.dtypes}, state.inferred.weak)
+    plan = together(plan, state.dtypes) if state.blocks else plan
+    fixed = {k.name for k in plan.kernels if state.blocks and takes_blocks(k, state.dtypes)}
+    plan, shapes, dtypes = split_products(plan, {**state.dtypes}, state.inferred.weak, fixed)
     outside = {*state.program.inputs, *state.program.results} - state.saved
     inside = {s.target.tensor for k in plan.kernels for s in k.statements} - outside
     known = {**state.dtypes, **dtypes}
@@ -232,7 +247,7 @@ def tile_kernels(state: State) -> State:
     exact = state.target.backend == "cpu"
     memory = memory_of(state)
     strides = memory.strides
-    made = set(state.program.inputs)
+    made = {*state.program.inputs, *state.aliases}
     steps = []
     for kernel in state.plan.kernels:
         # The first write of a tensor sets its elements; later ones go into what stands there.
@@ -242,7 +257,9 @@ def tile_kernels(state: State) -> State:
             shapes = {t: seen.shape(t, shape) for t, shape in shapes.items()}
             here = replace(here, shapes=shapes, strides={t: seen.strides(t, steps_) for t, steps_ in strides.items()})
         tiled, cpp = _in_cpp(kernel, state, here)
-        if tiled is None and shapes is not state.shapes:  # no C++ after all: each kernel for itself
+        if tiled is None and state.cpp and state.blocks and takes_blocks(kernel, state.dtypes):  # no C++ after all: products alone
+            return tile_kernels(plan_kernels(replace(state, blocks=False)))
+        if tiled is None and shapes is not state.shapes:  # likewise: each kernel for itself
             return tile_kernels(plan_kernels(replace(state, chunks=None)))
         if tiled is None:
             dtypes = {**state.dtypes, **state.stored}
@@ -250,7 +267,8 @@ def tile_kernels(state: State) -> State:
             schedules = candidates(kernel, strides, dtypes, state.target, state.input_precision)
             tiled = best_fit(map(tiles, schedules), state.target, partial(_predicted, kernel, state.target))
             if kernel.name in state.control.schedules:
-                tiled = told(tiles(configured(kernel, tiled, state.control.schedules[kernel.name], exact=exact)), state.target)
+                given = state.control.schedules[kernel.name]
+                tiled = by_hand(tiles(configured(kernel, tiled, given, exact=exact)), given, state.target)
         allocate, direct = [], set()
         for s in kernel.statements:
             name = s.target.tensor
@@ -285,10 +303,11 @@ def memory_of(state: State) -> Memory:
         state.dtypes,
         state.inferred.weak,
         by_value=state.target.backend == "cpu" or not double,
-        updated=frozenset(t for t, n in counts.items() if n > 1 or t in state.program.inputs),
+        updated=frozenset(t for t, n in counts.items() if n > 1 or t in state.program.inputs or t in state.aliases),
         stored={**state.stored, **{n: "float64" for n in _of_numbers(state) if double and DTYPES[state.dtypes[n]].kind == "float"}},
         compares=any(respelled(e) for e in compared),
         fused=not any(rounds_between(e) for e in compared),
+        narrow=state.target.float8,
     )
 
 
@@ -308,12 +327,14 @@ def _tiles(kernel: KernelPlan, memory: Memory, precision: str, schedule: Schedul
 
 def _in_cpp(kernel: KernelPlan, state: State, memory: Memory) -> tuple[tile_ir.Kernel | None, CppKernel | None]:
     """A kernel as C++; None twice where it is better as torch code, or needs what only that has."""
-    if not state.cpp or not takes_cpp(kernel, state.dtypes):
+    blocks = state.blocks and takes_blocks(kernel, state.dtypes)
+    if not state.cpp or not (blocks or takes_cpp(kernel, state.dtypes)):
         return None, None
     if only_sums(kernel.statements):  # each is a loop of its own to the tiler; the printer makes them one
         kernel = replace(kernel, stream=())
     try:
-        tiled = tile(kernel, cpp_schedule(kernel, memory.strides), memory, exact=True)
+        schedule = block_schedule(kernel) if blocks else cpp_schedule(kernel, memory.strides)
+        tiled = tile(kernel, schedule, memory, exact=True)
         shared = {state.shares.get(t, t) for t in kernel.writes}
         names = [t for t in (*kernel.reads, *kernel.writes) if state.shares.get(t, t) in shared]
         overlap = frozenset(t for t in names if sum(state.shares.get(o, o) == state.shares.get(t, t) for o in names) > 1)
@@ -327,7 +348,8 @@ def _in_cpp(kernel: KernelPlan, state: State, memory: Memory) -> tuple[tile_ir.K
 def print_kernels(state: State) -> State:
     """The kernels as source: Triton modules, or one torch module."""
     if state.target.backend == "cpu":
-        return replace(state, text=torch_module(state))
+        with with_symbols():  # sizes may stand for others
+            return replace(state, text=torch_module(state))
     if state.parts:
         state = merged(on_parts(state, print_kernels))
         return replace(state, text="\n\n".join(s.source.source for s in state.steps if s.source))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 
 from lowering import tile_ir as ir
+from lowering.forms import FORM, PLAIN, schedule_of
 from lowering.kernel_source import KernelSource
 from lowering.plan import KernelPlan
 from lowering.schedule import Schedule
@@ -40,13 +41,12 @@ def saving_name(kernel: str, saves: tuple[str, ...]) -> str:
 
 
 def configured(kernel: KernelPlan, default: ir.Kernel, given: Config, *, exact: bool = False) -> Schedule:
-    """The schedule that `given` asks for, on top of the default where it says only some fields. Raises ArgumentError.
+    """The tiles, warps, stages and groups that `given` asks for, on top of the default where it says only some fields; the form in which
+    they are walked goes by these tiles, so that is for `choice.by_hand`. Raises ArgumentError.
 
     exact: tiles need not be powers of two, as on a CPU.
     """
-    standard = Schedule(
-        tuple((tuple(i for i, _ in a.indices), a.tile) for a in default.axes), default.num_warps, default.num_stages, default.group
-    )
+    standard = replace(schedule_of(default), **PLAIN)
     made = given if isinstance(given, Schedule) else _changed(kernel, standard, given)
     walked = sorted(i for axis, _ in made.axes for i in axis)
     if walked != sorted(kernel.extents):
@@ -62,7 +62,7 @@ def configured(kernel: KernelPlan, default: ir.Kernel, given: Config, *, exact: 
     for name in ("num_stages", "group"):
         if type(getattr(made, name)) is not int or getattr(made, name) < 1:
             raise ArgumentError(f"{name} of {kernel.name} is {getattr(made, name)!r}", help="an integer from 1 on")
-    return made
+    return replace(made, **PLAIN)
 
 
 def _changed(kernel: KernelPlan, standard: Schedule, given: Mapping[str, object]) -> Schedule:
@@ -76,7 +76,7 @@ def _changed(kernel: KernelPlan, standard: Schedule, given: Mapping[str, object]
         if name not in axis_of:
             raise ArgumentError(f"{kernel.name} has no index {name!r} to tile", help=f"its axes are {_axes(standard)}")
         axes[axis_of[name]] = (axes[axis_of[name]][0], tile)
-    known = {name: value for name, value in given.items() if name != "tiles"}
+    known = {name: value for name, value in given.items() if name not in ("tiles", *FORM)}
     return replace(standard, axes=tuple(axes), **known)  # type: ignore[arg-type]
 
 

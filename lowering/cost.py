@@ -39,7 +39,8 @@ from lowering.plan import KernelPlan
 from lowering.schedule import WGMMA, WGMMA_ROWS
 from lowering.targets import Target
 from tdsl.ir import Call, Const, Expr, Index, free_indices
-from tdsl.ops import DTYPES, OPS
+from tdsl.ops import DTYPES, OPS, STORED_ONLY
+from tdsl.traced import whole
 
 # One special-function result takes as long as this many instructions of the vector units (16 lanes beside 128).
 _SPECIAL_COST = 8.0
@@ -77,7 +78,7 @@ def predict(plan: KernelPlan, kernel: ir.Kernel, target: Target, *, compiled: bo
     """The roofline of a planned kernel with its tiles. compiled: whether its operations are one piece of machine code; else each
     is a call of its own, whose result passes through memory where the cache does not hold it."""
     work = _Work(kernel, target, compiled)
-    programs = kernel.programs
+    programs = kernel.grid_tiles
     share = 1.0 if target.backend == "cpu" or not programs else programs / (math.ceil(programs / target.sms) * target.sms)
     fills = 1.0 if target.backend == "cpu" else _fills(kernel, target, work)
     peak = {name: rate * target.sustained_flops for name, rate in target.flops.items()}
@@ -100,7 +101,7 @@ def predict(plan: KernelPlan, kernel: ir.Kernel, target: Target, *, compiled: bo
 def _fills(kernel: ir.Kernel, target: Target, work: _Work) -> float:
     """The share of memory's rate that the bytes on their way make up."""
     threads = kernel.num_warps * target.warp
-    resident = min(max(1, kernel.programs), target.sms * max(1, min(target.blocks, target.threads // (2 * threads))))
+    resident = min(max(1, kernel.grid_tiles), target.sms * max(1, min(target.blocks, target.threads // (2 * threads))))
     needed = target.bandwidth * target.sustained_bandwidth * _LATENCY
     return min(1.0, max(1, resident * work.on_the_way) / needed)
 
@@ -137,7 +138,7 @@ class _Work:
         written = sum(self.stored.values())
         self.compulsory = sum(self._read_once().values()) + written
         self.bytes = self._loaded() + written + self.passed
-        self.fetched = sum(round(self._tile(op) * times * kernel.programs) for op, times in self.loads)
+        self.fetched = sum(round(self._tile(op) * times * kernel.grid_tiles) for op, times in self.loads)
         self.on_the_way = max(self._on_the_way(kernel.body, 1), 1)
         self.launches = 1 if compiled else max(1, self.operations)
 
@@ -145,7 +146,7 @@ class _Work:
 
     def _count(self, op: ir.Operation, times: float) -> None:
         """One operation that each program executes `times` times, on average."""
-        total = round(times * self.kernel.programs)
+        total = round(times * self.kernel.grid_tiles)
         if isinstance(op, ir.Elementwise | ir.Dot | ir.Fold | ir.Mask):
             self.operations += total
             self._pass(op, total)
@@ -180,8 +181,8 @@ class _Work:
         flops = 2 * total * self._elements(op.dst) * math.prod(self.tiles[a] for a in op.contract)
         dtype, precision = op.lhs.dtype, self.kernel.input_precision
         rows = max((self.tiles[a] for a in op.dst.axes), default=1)
-        if dtype in ("float16", "bfloat16", "int8"):
-            self.tensor[dtype] += round(flops / self._rate(rows))
+        if dtype in ("float16", "bfloat16", "int8") or dtype in STORED_ONLY:
+            self.tensor["int8" if dtype in STORED_ONLY else dtype] += round(flops / self._rate(rows))
         elif dtype == "float32" and precision in _PASSES and self.target.backend != "cpu":
             self.tensor["bfloat16" if precision.startswith("bf16") else "tf32"] += round(_PASSES[precision] * flops / self._rate(rows))
         else:
@@ -261,9 +262,9 @@ class _Work:
             loops = math.prod(self.counts[a.name] for a in self.kernel.axes if a.role == "loop" and a.name in along)
             distinct[op.buffer, op.subscripts] = wave * loops
             every += wave * times
-            alone += tile * times * self.kernel.programs
+            alone += tile * times * self.kernel.grid_tiles
         per_wave = sum(distinct.values())
-        waves = -(-self.kernel.programs // together)
+        waves = -(-self.kernel.grid_tiles // together)
         return max(once, round(min(alone, waves * (per_wave if per_wave <= self.target.cache else every))))
 
 
@@ -312,13 +313,13 @@ def _end(kernel: ir.Kernel, e: Expr, place: Mapping[str, int]) -> int:
     """An integer expression of the ends of a program's tiles; `place`: the number of its tile along each axis."""
     match e:
         case Const(value=value):
-            return int(value)
+            return whole(value)
         case Index(name=name):
             axis = kernel.axis_of(_index(name))
             first = place[axis.name] * axis.tile
             return first if name.startswith("first(") else first + axis.tile - 1
         case Call(op=op, args=args):
-            return int(_EVALUATE[op](*(_end(kernel, a, place) for a in args)))
+            return whole(_EVALUATE[op](*(_end(kernel, a, place) for a in args)))
     raise AssertionError(e)
 
 

@@ -65,7 +65,7 @@ _loaded: dict[str, ctypes.CDLL] = {}
 
 
 def functions(kernels: Sequence[CppKernel]) -> dict[str, Any]:
-    """What the code that calls the kernels of a program needs: each kernel's function, and its integers as an array.
+    """What the code that calls the kernels of a program needs: each kernel's function. It also needs `<name>_integers`, an array.
 
     Raises CompileError where the compiler is missing or rejects the source.
     """
@@ -75,10 +75,14 @@ def functions(kernels: Sequence[CppKernel]) -> dict[str, Any]:
         function = getattr(library, k.name)
         numbers = [ctypes.c_double if DTYPES[b.dtype].kind == "float" else ctypes.c_longlong for b in k.buffers if b.number]
         rest = iter(numbers)
-        function.argtypes = [*(next(rest) if b.number else ctypes.c_void_p for b in k.buffers), ctypes.c_void_p, ctypes.c_int]
+        function.argtypes = [
+            *(next(rest) if b.number else ctypes.c_void_p for b in k.buffers),
+            ctypes.c_void_p,
+            ctypes.c_int,
+            *([ctypes.c_void_p] if k.scratch else []),
+        ]
         function.restype = None
         found[k.name] = function
-        found[f"{k.name}_integers"] = (ctypes.c_longlong * max(1, len(k.integers)))(*k.integers)
     return found
 
 

@@ -41,6 +41,7 @@ from tdsl.ir import (
     walk,
 )
 from tdsl.ops import DTYPES
+from tdsl.traced import whole
 
 Stage = Callable[[State], State]
 
@@ -140,7 +141,7 @@ class _Division:
                 what = f"the range of ordered index {r.index} depends on the values of a tensor, which cannot be compiled yet (lowering)"
                 mend = f"let {r.index} run over all steps, and mask: where({r.index} < .., .., 0); or run it with backend=\"reference\""
                 raise Unsupported(what, span=r.span, help=mend)
-            known[r.index] = int(least), max(int(least), int(most))
+            known[r.index] = whole(least), max(whole(least), whole(most))
         return known
 
     def _part(self, body: tuple[Statement, ...], around: tuple[Range, ...], existing: frozenset[str]) -> tuple[list[Part | Repeat], frozenset[str]]:
@@ -158,7 +159,7 @@ class _Division:
         shapes = dict(state.shapes)
         for s in (s for group in groups for s in group):
             if s.target.tensor not in shapes:
-                size = {i: most for i, (_, most) in steps.items()} | {r.index: int(r.hi.value) for r in s.ranges if isinstance(r.hi, Const)}
+                size = {i: most for i, (_, most) in steps.items()} | {r.index: whole(r.hi.value) for r in s.ranges if isinstance(r.hi, Const)}
                 shapes[s.target.tensor] = tuple(size[e.name] for e in s.target.subscripts if isinstance(e, Index))
         written = frozenset(s.target.tensor for s in others)
         surroundings = Surroundings(steps, existing, frozenset(needed), written, self.numbers, shapes)

@@ -18,6 +18,7 @@ from tdsl.dtypes import SCALAR, TENSOR, WEAK, Typed, dtype_of, join
 from tdsl.errors import Unsupported
 from tdsl.ir import Access, Call, Clamp, Const, Expr, Index, Pad, Statement, free_indices, rebuild
 from tdsl.ops import DTYPES, OPS
+from tdsl.traced import whole
 
 _INT32 = 2**31 - 1
 # Integer operations that are monotonic in each operand (comparisons among them): their bounds are at the ends.
@@ -28,7 +29,7 @@ _INT32_OPS: dict[str, Callable[..., int]] = {
 # Names that generated code uses itself.
 _RESERVED = (
     frozenset(keyword.kwlist)
-    | {"tl", "triton", "torch", "pid", "int", "float", "bool", "min", "max", "abs", "range", "rest", "inside", "first", "rows", "GROUP"}
+    | {"tl", "triton", "torch", "pid", "int", "float", "bool", "min", "max", "abs", "range", "rest", "inside", "first", "rows", "part", "GROUP"}
     | {row.name for row in OPS.values() if row.triton_def}
 )
 # What the result of an operation is called, if not after the operation.
@@ -47,6 +48,7 @@ class Memory:
     updated: those that more than one statement writes. stored: dtypes in memory, where they are not those that promotion uses.
     compares: whether the program compares quotients or exponentials: then every kernel spells them the same way, so that equal ones
     are equal. fused: a multiplication and an addition may be one operation; where what they make is compared, they may not.
+    narrow: products take operands of 8 bits as they are.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -58,6 +60,7 @@ class Memory:
     stored: Mapping[str, str] = field(default_factory=dict)
     compares: bool = False
     fused: bool = True
+    narrow: bool = False
 
     def storage(self, tensor: str) -> str:
         """The dtype that a tensor has in memory."""
@@ -248,11 +251,11 @@ class Evaluator:
 
     def _bounds(self, op: str, args: list[ir.Operand]) -> tuple[int, int] | None:
         """Bounds of an integer operation on index values, where 32 bits hold operands and result; None: compute in 64 bits."""
-        known = [self.bounds.get(a.name) if isinstance(a, ir.Value) else (int(a), int(a)) for a in args]
+        known = [self.bounds.get(a.name) if isinstance(a, ir.Value) else (whole(a), whole(a)) for a in args]
         if op not in _INT32_OPS or any(b is None or max(map(abs, b)) > _INT32 for b in known):
             return None
         ends = [_INT32_OPS[op](*point) for point in itertools.product(*(b for b in known if b is not None))]
-        lo, hi = int(min(ends)), int(max(ends))
+        lo, hi = whole(min(ends)), whole(max(ends))
         return (lo, hi) if lo >= -_INT32 and hi <= _INT32 else None
 
     def _reciprocal(self, a: ir.Operand, b: ir.Operand) -> bool:

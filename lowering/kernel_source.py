@@ -28,11 +28,22 @@ class Arg:
     value: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Otherwise:
+    """The same kernel with pointers. By their places among the values of a launch: aligned, the tensors that descriptors need at
+    multiples of 16 bytes; values, those that this kernel takes."""
+
+    kernel: KernelSource
+    aligned: tuple[int, ...]
+    values: tuple[int, ...]
+
+
 @dataclass(frozen=True)  # not slotted: the digest is computed once and kept, it is looked up at every launch
 class KernelSource:
     """A complete Triton module: imports, helper functions, and `@triton.jit def <name>(<args in this order>)`.
 
     An int argument of dtype "int64" is annotated `n: tl.int64` in the source; Triton would pass small values as 32 bits otherwise.
+    otherwise: of a kernel with tensor descriptors, what runs where some tensor does not begin at a multiple of 16 bytes.
     """
 
     name: str
@@ -42,6 +53,7 @@ class KernelSource:
     num_stages: int = 2
     max_registers: int | None = None
     fused: bool = True
+    otherwise: Otherwise | None = None
 
     @cached_property
     def digest(self) -> str:

@@ -28,7 +28,7 @@ def merge(kernel: ir.Kernel) -> ir.Kernel:
             continue
         first = body[place]
         assert isinstance(first, ir.For)
-        before = _needed(op.body, body[place + 1 :], _assigned(first.body))
+        before = _needed(op.body, body[place + 1 :], assigned(first.body))
         if before is None or op.lo != first.lo or op.hi != first.hi:
             body.append(op)
             continue
@@ -39,26 +39,27 @@ def merge(kernel: ir.Kernel) -> ir.Kernel:
 
 def _needed(body: tuple[ir.Operation, ...], between: list[ir.Operation], changing: set[str]) -> list[ir.Operation] | None:
     """What a loop needs of the operations before it, all of which can go before the loop that changes some values; else None."""
-    used = _used(body)
+    needed = used(body)
     found: list[ir.Operation] = []
     for op in reversed(between):
-        made = _assigned(op.body) if isinstance(op, ir.For) else set() if isinstance(op, ir.Store) else {op.dst.name}
-        if not made & used:
+        made = assigned(op.body) if isinstance(op, ir.For) else set() if isinstance(op, ir.Store) else {op.dst.name}
+        if not made & needed:
             continue
         if not isinstance(op, ir.Load | ir.Elementwise | ir.IndexOf | ir.Full):
             return None
-        used |= _used((op,))
+        needed |= used((op,))
         found.insert(0, op)
-    return None if used & changing else found
+    return None if needed & changing else found
 
 
-def _assigned(body: tuple[ir.Operation, ...]) -> set[str]:
+def assigned(body: tuple[ir.Operation, ...]) -> set[str]:
+    """The carried values that a body changes."""
     return {op.dst.name for op in ir.operations(body) if isinstance(op, ir.Assign)}
 
 
-def _used(body: tuple[ir.Operation, ...]) -> set[str]:
+def used(body: tuple[ir.Operation, ...]) -> set[str]:
     """The names that a body reads, and the carried values that it changes."""
-    found = _assigned(body)
+    found = assigned(body)
     for op in ir.operations(body):
         for name in [f.name for f in fields(op)]:
             value = getattr(op, name)
@@ -72,17 +73,17 @@ def _used(body: tuple[ir.Operation, ...]) -> set[str]:
 
 def _joined(first: tuple[ir.Operation, ...], second: tuple[ir.Operation, ...]) -> tuple[ir.Operation, ...]:
     """The second body after the first, under the first's names for what both compute."""
-    changing = _assigned(first) | _assigned(second)
+    changing = assigned(first) | assigned(second)
     known: dict[ir.Operation, ir.Value] = {}
     for op in first:
-        if isinstance(op, ir.Load | ir.Elementwise | ir.IndexOf | ir.Fold) and not changing & _used((op,)):
-            known[_nameless(op)] = op.dst
+        if isinstance(op, ir.Load | ir.Elementwise | ir.IndexOf | ir.Fold) and not changing & used((op,)):
+            known[nameless(op)] = op.dst
     result = list(first)
     to: dict[str, ir.Value] = {}
     for op in second:
-        op = _renamed(op, to)
-        if isinstance(op, ir.Load | ir.Elementwise | ir.IndexOf | ir.Fold) and not changing & _used((op,)):
-            same = known.get(_nameless(op))
+        op = renamed(op, to)
+        if isinstance(op, ir.Load | ir.Elementwise | ir.IndexOf | ir.Fold) and not changing & used((op,)):
+            same = known.get(nameless(op))
             if same is not None:
                 to[op.dst.name] = same
                 continue
@@ -90,16 +91,17 @@ def _joined(first: tuple[ir.Operation, ...], second: tuple[ir.Operation, ...]) -
     return tuple(result)
 
 
-def _nameless(op: ir.Load | ir.Elementwise | ir.IndexOf | ir.Fold) -> ir.Operation:
+def nameless(op: ir.Load | ir.Elementwise | ir.IndexOf | ir.Fold | ir.Dot | ir.Mask) -> ir.Operation:
+    """What an operation computes, whatever its result is called."""
     return replace(op, dst=replace(op.dst, name=""))
 
 
-def _renamed(op: ir.Operation, to: Mapping[str, ir.Value]) -> ir.Operation:
+def renamed(op: ir.Operation, to: Mapping[str, ir.Value]) -> ir.Operation:
     """An operation that reads other values in place of some."""
     if not to:
         return op
     if isinstance(op, ir.For):
-        return replace(op, body=tuple(_renamed(x, to) for x in op.body))
+        return replace(op, body=tuple(renamed(x, to) for x in op.body))
     names: dict[str, Expr] = {old: Index(new.name) for old, new in to.items()}
     changed: dict[str, object] = {}
     for f in fields(op):

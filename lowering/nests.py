@@ -7,11 +7,14 @@
     for c:  Y[c] = e[c] / s                                    e is kept
 
 A fold, a store and an assignment need a loop; every other operation goes where it is needed. Operations over the same axes
-share the first loop that comes after all that they wait for.
+share the first loop that comes after all that they wait for. A product of two matrices is an item of its own: its operands are
+in memory or in local arrays, and where it goes on from an accumulator it adds to that one's array.
 """
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -22,6 +25,8 @@ from tdsl.errors import Unsupported
 from tdsl.ir import Clamp, Expr, Pad, free_indices
 from tdsl.ops import DTYPES, OPS
 
+# The least rows, columns and terms of a product of matrices; smaller ones are multiplied out.
+MATRIX = 16
 # What may be computed again in a second loop rather than kept, in multiply-adds: two loads and an operation or two.
 AGAIN = 4.0
 # The same where it would be again for each step of an outer loop: a load of neighbours.
@@ -47,16 +52,27 @@ class Walk:
     body: tuple[Item, ...]
 
 
-Item: TypeAlias = Nest | Walk | ir.Operation
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A product of matrices. memory: its operands that are read where they lie, by name. adds: whether the result's array already holds
+    what it goes on from; else that is copied there first."""
+
+    dot: ir.Dot
+    memory: Mapping[str, ir.Load]
+    adds: bool
+
+
+Item: TypeAlias = Nest | Walk | Product | ir.Operation
 
 
 @dataclass(frozen=True, slots=True)
 class Nests:
     """items: in order; an operation that is no nest makes a number, or fills the array of a carried value.
-    arrays: the values that have a local array."""
+    arrays: the values that have a local array. same: results that live in the array of another value."""
 
     items: tuple[Item, ...]
     arrays: tuple[ir.Value, ...]
+    same: Mapping[str, str] = field(default_factory=dict)
 
 
 def nests(kernel: ir.Kernel) -> Nests:
@@ -110,7 +126,7 @@ class _Scope:
     """A loop body in the making. ready: the first item after which a value is there. floor: no operation goes before it."""
 
     parent: _Scope | None = None
-    items: list[_Draft | _Step | ir.Operation] = field(default_factory=list)
+    items: list[_Draft | _Step | Product | ir.Operation] = field(default_factory=list)
     ready: dict[str, int] = field(default_factory=dict)
     floor: int = 0
 
@@ -129,6 +145,10 @@ class _Builder:
         self.need: dict[str, list[_Draft]] = {}
         self.home: dict[str, _Draft] = {}
         self.exact = self._compared(everything)
+        self.loads = {op.dst.name: op for op in everything if isinstance(op, ir.Load)}
+        self.forced: set[str] = set()  # operands of products, which need an array
+        self.same: dict[str, str] = {}
+        self.uses = Counter(v.name for op in everything for v in operands(op, self.values))
         _no_overtaking(everything)
 
     def run(self) -> Nests:
@@ -137,7 +157,7 @@ class _Builder:
         self.settle()
         items = tuple(self.finished(top))
         self.check(items, {})
-        return Nests(items, tuple(self.arrays.values()))
+        return Nests(items, tuple(self.arrays.values()), self.same)
 
     def _compared(self, everything: list[ir.Operation]) -> set[str]:
         """Values that end in a test for equality: made twice, they could be rounded in two ways."""
@@ -164,7 +184,14 @@ class _Builder:
                 self.root(op, op.axes, scope)
             elif isinstance(op, ir.Assign):
                 self.assign(op, scope)
+            elif isinstance(op, ir.Dot) and matrices(op, self.kernel):
+                self.product(op, scope)
             elif isinstance(op, ir.Fold | ir.Dot):
+                if isinstance(op, ir.Dot):
+                    if _large(op, self.kernel):
+                        raise Unsupported(f"{op.dst.name} is a large product that is none of two matrices: a library's, not a loop (nests)")
+                    if op.acc is not None:
+                        self.keep(op.acc, scope)
                 axes = op.src.axes if isinstance(op, ir.Fold) else self.sort({*op.lhs.axes, *op.rhs.axes})
                 scope.ready[op.dst.name] = self.root(op, axes, scope) + 1
                 if op.dst.axes:
@@ -217,8 +244,36 @@ class _Builder:
             self.need.setdefault(v.name, []).append(draft)
         return position
 
+    def product(self, op: ir.Dot, scope: _Scope) -> None:
+        """A product of matrices, after the loops that keep its operands."""
+        memory = {
+            v.name: self.loads[v.name] for v in (op.lhs, op.rhs) if v.name in self.loads and in_memory(self.loads[v.name], self.kernel)
+        }
+        for v in (op.lhs, op.rhs, op.acc):
+            if v is not None and v.name not in memory:
+                self.keep(v, scope)
+        adds = op.acc is not None and self.uses[op.acc.name] == (2 if op.acc.name in self.carried else 1)
+        if op.acc is not None and adds:
+            self.same[op.dst.name] = op.acc.name
+        self.arrays[op.dst.name] = op.dst
+        scope.items.append(Product(op, memory, adds))
+        scope.ready[op.dst.name] = len(scope.items)
+
+    def keep(self, v: ir.Value, scope: _Scope) -> None:
+        """Gives a value an array before the next item."""
+        if v.name not in self.definitions:  # it has one
+            return
+        home = self.scope_of[v.name]  # a loop that is being filled is not among its items yet
+        draft = _Draft(v.axes, home, own=True)
+        home.items.append(draft)
+        self.need.setdefault(v.name, []).append(draft)
+        self.forced.add(v.name)
+
     def assign(self, op: ir.Assign, scope: _Scope) -> None:
         """What reads the old value must have come before: only the last loop is joined."""
+        if self.same.get(op.src.name) == op.dst.name:  # it is there already
+            scope.ready[op.dst.name] = len(scope.items)
+            return
         if not op.dst.axes:
             self.item(op, scope)
             return
@@ -264,6 +319,8 @@ class _Builder:
 
     def keeps(self, name: str, users: list[_Draft]) -> bool:
         v = self.values[name]
+        if name in self.forced:
+            return True
         if self.definitions[name].__class__ is ir.Full:
             return False
         often = any(not _fits(v, d) or d.scope is not self.scope_of[name] for d in users)
@@ -309,6 +366,8 @@ class _Builder:
                     op for name, op in self.definitions.items() if item in self.need.get(name, ()) and self.home.get(name, item) is item
                 ]
                 body = sorted([*made, *item.roots], key=lambda op: self.order[id(op)])
+                if not body:  # an earlier loop keeps what this one was for
+                    continue
                 yield Nest(item.axes, tuple(body), frozenset(item.kept))
             else:
                 yield item
@@ -319,12 +378,42 @@ class _Builder:
             if isinstance(item, Walk):
                 self.check(item.body, {})
                 continue
-            for op in item.body if isinstance(item, Nest) else (item,):
+            for op in item.body if isinstance(item, Nest) else (item.dot,) if isinstance(item, Product) else (item,):
                 for v in operands(op, self.values):
                     if v.name in assigned and self.order[id(op)] < assigned[v.name]:
                         raise Unsupported(f"{v.name} is needed after it has changed (nests)")
                 if isinstance(op, ir.Assign):
                     assigned[op.dst.name] = self.order[id(op)]
+
+
+def matrices(op: ir.Dot, kernel: ir.Kernel) -> bool:
+    """Whether a product is one of two matrices that are large enough for panels and micro-kernels."""
+    values = (op.lhs, op.rhs, op.dst)
+    if any(len(sides(v, kernel)) != 2 for v in values) or len({v.dtype for v in values}) > 1 or op.dst.dtype not in ("float32", "float64"):
+        return False
+    axes = [kernel.axis(a) for v in values for a in sides(v, kernel)]
+    contracted = [a for a in op.contract if kernel.axis(a).extent != 1]
+    return len(contracted) == 1 and len({*axes}) == 3 and all((a.extent if a.role == "whole" else a.tile) >= MATRIX for a in axes)
+
+
+def _large(op: ir.Dot, kernel: ir.Kernel) -> bool:
+    """Whether a float product has many rows, columns and terms."""
+    groups = ([a for a in op.lhs.axes if a in op.dst.axes and a not in op.batch], [a for a in op.rhs.axes if a in op.dst.axes and a not in op.batch])
+    sizes = [math.prod(kernel.axis(a).extent for a in group) for group in (*groups, op.contract)]
+    return DTYPES[op.dst.dtype].kind == "float" and min(sizes) >= MATRIX
+
+
+def sides(v: ir.Value, kernel: ir.Kernel) -> tuple[str, ...]:
+    """The axes of a value along which it has more than one element."""
+    return tuple(a for a in v.axes if kernel.axis(a).extent != 1)
+
+
+def in_memory(op: ir.Load, kernel: ir.Kernel) -> bool:
+    """Whether a tile is a matrix in memory as `gemm` reads one: neighbours along one of its axes, no conversion, nothing beyond edges."""
+    if op.buffer.number or op.buffer.dtype != op.dst.dtype or any(isinstance(e, Pad | Clamp) for e in op.subscripts):
+        return False
+    steps = [axis_step(op.subscripts, op.buffer.strides, kernel.axis(a).indices) for a in sides(op.dst, kernel)]
+    return 1 in steps and all(x is not None and x >= 1 for x in steps)
 
 
 def _fits(v: ir.Value, draft: _Draft) -> bool:

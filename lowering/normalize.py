@@ -36,6 +36,7 @@ from tdsl.ir import (
 )
 from tdsl.ops import OPS
 from tdsl.simplify import drop_dead, factors, merge_same, product, simplify_expr
+from tdsl.traced import whole
 
 # Producers cheaper than this many multiply-adds per element are always recomputed inside their consumers.
 CHEAP = 3.0
@@ -77,10 +78,10 @@ def from_zero(s: Statement) -> Statement:
     ranges = []
     for r in s.ranges:
         assert isinstance(r.lo, Const) and isinstance(r.hi, Const)
-        lo = int(r.lo.value)
+        lo = whole(r.lo.value)
         if lo:
             to[r.index] = Call("add", (Index(r.index), Const(lo)))
-        ranges.append(Range(r.index, Const(0), Const(max(0, int(r.hi.value) - lo))))
+        ranges.append(Range(r.index, Const(0), Const(max(0, whole(r.hi.value) - lo))))
     target = simplify_expr(substitute(s.target, to))
     assert isinstance(target, Access)
     return replace(s, ranges=tuple(ranges), target=target, value=simplify_expr(substitute(s.value, to)))

@@ -10,7 +10,7 @@ cheap. Intermediates that would not fit in memory comfortably stay where the pla
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from lowering.contraction import Contraction, contraction
@@ -52,19 +52,32 @@ class _Split:
     made: dict[tuple[Expr, tuple[int, ...]], str] = field(default_factory=dict)
 
 
-def split_products(plan: Plan, dtypes: Mapping[str, str], weak: frozenset[str]) -> tuple[Plan, dict[str, tuple[int, ...]], dict[str, str]]:
-    """`plan` with its products alone, and the shapes and dtypes of the tensors that this made. weak: inputs that are numbers."""
+def split_products(
+    plan: Plan, dtypes: Mapping[str, str], weak: frozenset[str], fixed: Collection[str] = ()
+) -> tuple[Plan, dict[str, tuple[int, ...]], dict[str, str]]:
+    """`plan` with its products alone, and the shapes and dtypes of the tensors that this made. weak: inputs that are numbers.
+    fixed: names of kernels that stay as they are."""
     split = _Split(plan, weak, dict(plan.shapes), dict(dtypes))
+    left: dict[int, KernelPlan] = {}
     for kernel in plan.kernels:
+        if kernel.name in fixed:
+            left[len(split.parts)] = kernel
+            split.parts.append(list(kernel.statements))
+            split.written |= {*kernel.stores}
+            continue
+        before = len(split.parts)
         statements = _apart(kernel, split)
         split.parts += [list(kernel.statements)] if statements is None else _grouped(statements, split)
-        split.written |= {s.target.tensor for part in split.parts for s in part}
+        split.written |= {s.target.tensor for part in split.parts[before:] for s in part}
     outside = {*plan.program.inputs, *plan.program.results}
     stored = {t for k in plan.kernels for t in k.stores}
     readers = [{a.tensor for s in part for a in reads(s)} for part in split.parts]
     kernels = []
     for n, part in enumerate(split.parts):
         later = {t for other in readers[n + 1 :] for t in other}
+        if n in left:
+            kernels.append(replace(left[n], name=f"{plan.kernels[0].name.rpartition('_')[0]}_{n}"))
+            continue
         mine = {s.target.tensor for s in part}
         needed = {t for t in mine if t in later and not _again(t, split.parts[n + 1 :], readers[n + 1 :])} | (mine & stored)
         name = plan.kernels[0].name.rpartition("_")[0]

@@ -1,4 +1,4 @@
-"""What the numbers show to be needless: pads that are never outside, conditions that always hold.
+"""What the numbers show to be needless: pads that are never outside, conditions that always hold. (And pads that a loop over nothing needs.)
 
     for u in 0:4, k in 0:2:  V[u] += where(u+k < 9, P[pad(2*u+k)], 0)      P[8]      -->      V[u] += P[2*u+k]
 
@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from tdsl.affine import Affine, Bound, Known, enclosure, known_values, linear
-from tdsl.ir import Access, Call, Const, Expr, Index, Pad, Size, Statement, rebuild
+from tdsl.ir import Access, Call, Clamp, Const, Expr, Index, Pad, Size, Statement, rebuild
+from tdsl.traced import whole
 
 _INTEGER = frozenset({"add", "sub", "mul", "neg", "floordiv", "mod", "maximum", "minimum"})
 
@@ -29,15 +30,28 @@ class _Proof:
         self.ranges: dict[str, tuple[Bound, Bound]] = dict(steps)
         for r in s.ranges:
             assert isinstance(r.lo, Const) and isinstance(r.hi, Const)
-            self.ranges[r.index] = int(r.lo.value), int(r.hi.value)
+            self.ranges[r.index] = whole(r.lo.value), whole(r.hi.value)
         self.scalars = values
 
     def run(self) -> Statement:
-        if any(not isinstance(lo, int) or not isinstance(hi, int) or lo >= hi for lo, hi in self.ranges.values()):
+        if not all(isinstance(lo, int) and isinstance(hi, int) for lo, hi in self.ranges.values()):
             return self.s
-        target = self._expr(self.s.target)
+        empty = any(lo >= hi for lo, hi in self.ranges.values())  # type: ignore[operator]
+        visit = self._guarded if empty else self._expr
+        target = visit(self.s.target)
         assert isinstance(target, Access)
-        return replace(self.s, target=target, value=self._expr(self.s.value))
+        return replace(self.s, target=target, value=visit(self.s.value))
+
+    def _guarded(self, e: Expr) -> Expr:
+        """What no point of a loop over nothing reaches need not lie inside its tensor, but code may look there: it gets a pad."""
+        e = rebuild(e, self._guarded)
+        if not isinstance(e, Access) or e.tensor not in self.shapes:
+            return e
+        subscripts = []
+        for s, size in zip(e.subscripts, self.shapes[e.tensor], strict=True):
+            least, most = (0, 0) if isinstance(s, Pad) else enclosure(linear(s, self.known), self.ranges, self.known)
+            subscripts.append(s if isinstance(s, Pad) or (isinstance(s, Clamp) and size) or (least >= 0 and most < size) else Pad(s))
+        return replace(e, subscripts=tuple(subscripts))
 
     def _expr(self, e: Expr) -> Expr:
         e = rebuild(e, self._expr)
@@ -76,7 +90,7 @@ class _Proof:
             return e.op in _INTEGER and all(self._integral(a) for a in e.args)
         if isinstance(e, Access):
             return not e.subscripts and e.tensor in self.scalars
-        return isinstance(e, Index | Size) or (isinstance(e, Const) and type(e.value) is int)
+        return isinstance(e, Index | Size) or (isinstance(e, Const) and e.value.__class__ is int)
 
 
 def conjuncts(e: Expr) -> list[Expr]:

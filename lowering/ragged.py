@@ -38,6 +38,7 @@ from tdsl.ir import (
 )
 from tdsl.ops import DTYPES, REDUCTIONS
 from tdsl.simplify import factors, product
+from tdsl.traced import whole
 
 Limits = Mapping[Expr, int]  # hi - lo of a range, in canonical form -> the most that it is
 
@@ -127,7 +128,7 @@ class _Masker:
                 self.conditions.append((r.index, Call("ge", (Index(r.index), lo.expr()))))
             if hi.terms:
                 self.conditions.append((r.index, Call("lt", (Index(r.index), hi.expr()))))
-        first, last = int(least), max(int(least), int(most))
+        first, last = whole(least), max(whole(least), whole(most))
         self.known[r.index] = first, last
         return replace(r, lo=Const(first), hi=Const(last))
 
@@ -178,7 +179,7 @@ class _Masker:
             bits = DTYPES[dtype].bits
             low, high = (0, 2**bits - 1) if dtype.startswith("u") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
             return Const(value > 0) if dtype == "bool" else Const(high if value > 0 else low)
-        return Const(int(value))
+        return Const(whole(value))
 
     def _safe(self, e: Expr, loose: Collection[str]) -> Expr:
         """`e` with reads that may lie outside, beyond the range of a loose index, padded."""

@@ -7,11 +7,11 @@ element by element and takes few registers; across such a point every tile that 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from lowering import tile_ir as ir
-from lowering.cost import Prediction
+from lowering.descriptors import descriptor
 from lowering.schedule import WGMMA
 from lowering.targets import Target
 from tdsl.ir import Index, Pad
@@ -46,8 +46,9 @@ def pressure(kernel: ir.Kernel, target: Target) -> Pressure:
     feeding = _feeding(kernel)
     loaded = {name for name, loads in feeding.items() if loads == {name}}
     held = peak = operands = 0.0
+    parts = _in_parts(kernel)
     for op, alive in _points(kernel.body, frozenset()):
-        here = {v: _registers(v, tiles, threads) for v in alive if v.name not in shared}
+        here = {v: _registers(v, tiles, threads) / parts.get(v.name, 1) for v in alive if v.name not in shared}
         peak = max(peak, sum(here.values()))
         if isinstance(op, ir.Load) and not lies_together(op, kernel):
             each = _ADDRESS + _PLACE * sum(isinstance(e, Pad) for e in op.subscripts)
@@ -56,11 +57,21 @@ def pressure(kernel: ir.Kernel, target: Target) -> Pressure:
             continue
         if isinstance(op, ir.Dot) and not vector_dot(op, kernel, target):
             here.update(_fragments(op, kernel, here, feeding, groups, target))
+            if target.name == "cuda:90" and DTYPES[op.lhs.dtype].bits == 8:  # a few steps of the sum are added up apart
+                here[op.dst] = 2 * _registers(op.dst, tiles, threads)
         spread = _SPREAD * _registers(op.src, tiles, threads) if isinstance(op, ir.Fold) and len(op.src.axes) > 2 else 0.0
         held = max(held, sum(here.values()) + spread)
         if isinstance(op, ir.Dot) and vector_dot(op, kernel, target):
             operands = max(operands, _operands(op, tiles, threads) * (1 + _COMPUTED * sum(v.name not in loaded for v in (op.lhs, op.rhs))))
     return Pressure(held, peak, operands)
+
+
+def _in_parts(kernel: ir.Kernel) -> dict[str, int]:
+    """The values that are made for one part of a tile at a time, and how many parts there are."""
+    if kernel.parts is None:
+        return {}
+    end = (op.dst for op in kernel.body[kernel.parts.start :] if not isinstance(op, ir.For | ir.Store))
+    return {v.name: kernel.parts.count for v in end if kernel.parts.axis in v.axes}
 
 
 def lies_together(op: ir.Load, kernel: ir.Kernel) -> bool:
@@ -150,6 +161,7 @@ def _points(body: tuple[ir.Operation, ...], after: Alive) -> Iterator[tuple[ir.O
     """Each operation with the tiles that are alive across it. after: those that something behind `body` uses."""
     alive = set(after)
     points = []
+    sums = {op.dst: op.acc for op in body if isinstance(op, ir.Dot)}
     for op in reversed(body):
         used, made = set(ir.uses(op)), _made(op)
         if isinstance(op, ir.For):
@@ -157,7 +169,9 @@ def _points(body: tuple[ir.Operation, ...], after: Alive) -> Iterator[tuple[ir.O
             points += list(_points(op.body, frozenset(alive | inside)))
             alive |= inside
             continue
-        carried = {op.acc} if isinstance(op, ir.Dot) and op.acc is not None else set()  # the sum goes on where it is
+        # The sum goes on where it is.
+        carried = {op.acc} if isinstance(op, ir.Dot) and op.acc is not None else set()
+        carried |= {op.dst} if isinstance(op, ir.Assign) and sums.get(op.src) == op.dst else set()
         points.append((op, frozenset((alive | used | ({made} if made else set())) - carried)))
         if made is not None and not isinstance(op, ir.Assign):
             alive.discard(made)
@@ -190,12 +204,30 @@ _HELD_VECTOR, _OPERANDS = 85, 384
 
 def fits(kernel: ir.Kernel, target: Target) -> bool:
     """Whether a kernel stays within the registers and the shared memory of a chip, by what its tiles take."""
+    return not excess(kernel, target)
+
+
+def excess(kernel: ir.Kernel, target: Target) -> str:
+    """What a kernel's tiles take too much of, in words; "" where they fit."""
     found = pressure(kernel, target)
     most = _HELD_VECTOR if found.operands else _HELD.get(target.name, _HELD_ELSE)
     share = min(1.0, target.registers_sm / (kernel.num_warps * target.warp * target.registers_thread))
-    if found.held > most * share or found.peak > _PEAK * share or found.operands > _OPERANDS:
-        return False
-    return shared_bytes(kernel, target) <= target.shared_block
+    for taken, there in ((found.held, most * share), (found.peak, _PEAK * share), (found.operands, _OPERANDS)):
+        if taken > there:
+            return f"its tiles take {taken:.0f} registers of a thread, and there are {there:.0f} for them on {target.chip}"
+    if (shared := shared_bytes(kernel, target)) > target.shared_block:
+        return f"its tiles take {shared} bytes of shared memory, and {target.chip} has {target.shared_block}"
+    return ""
+
+
+def _staged(kernel: ir.Kernel) -> int:
+    """Bytes of what descriptors store, where they cannot lie where the operands were: the loads of the next tile are on their way there."""
+    if not kernel.walkers:
+        return 0
+    tiles = {a.name: a.tile for a in kernel.axes}
+    stores = [op for op in kernel.body if isinstance(op, ir.Store) and descriptor(op, kernel) in kernel.descriptors]
+    parts = 1 if kernel.parts is None else kernel.parts.count
+    return max((math.prod(tiles[a] for a in op.axes) * DTYPES[op.buffer.dtype].bits // 8 // parts for op in stores), default=0)
 
 
 def shared_bytes(kernel: ir.Kernel, target: Target) -> int:
@@ -218,38 +250,4 @@ def shared_bytes(kernel: ir.Kernel, target: Target) -> int:
     streamed = max((sum(map(size, found.values())) for found in inside), default=0)
     before = sum(size(v) for name, v in read.items() if name in loads and not any(name in found for found in inside))
     before = 0 if target.backend == "hip" else before  # it stays in registers there
-    return streamed * stages + before + max((size(v) for name, v in read.items() if name not in loads), default=0)
-
-
-# How much longer than the fastest configuration a preferred one may be predicted to take.
-_PREFERRED = 1.15
-
-
-def best_fit(kernels: Iterable[ir.Kernel], target: Target, predicted: Callable[[ir.Kernel], Prediction]) -> ir.Kernel:
-    """Of the kernels that fit the first that is predicted to take about as long as the fastest; the last one where none fits. The others
-    are not made where the first is about as fast as any can be.
-
-    But for wgmma the assembler is told that a thread may have all registers: left to itself it spills some, at 80 registers of 255, for
-    the sake of a third block per SM.
-    """
-    fitting: list[tuple[ir.Kernel, float]] = []
-    last = None
-    for last in kernels:
-        if target.backend == "cpu":
-            return last
-        if fits(last, target):
-            found = predicted(last)
-            fitting.append((last, found.seconds))
-            if len(fitting) == 1 and found.seconds <= _PREFERRED * found.least:
-                break
-    assert last is not None
-    fastest = min((seconds for _, seconds in fitting), default=0.0)
-    return told(next((kernel for kernel, seconds in fitting if seconds <= _PREFERRED * fastest), last), target)
-
-
-def told(kernel: ir.Kernel, target: Target) -> ir.Kernel:
-    """The kernel with what the assembler is told of registers."""
-    dots = [op for op in ir.operations(kernel.body) if isinstance(op, ir.Dot)]
-    if target.backend == "cuda" and any(vector_dot(op, kernel, target) or target.name != "cuda:90" for op in dots):
-        return replace(kernel, max_registers=min(target.registers_thread, target.registers_sm // (kernel.num_warps * target.warp)))
-    return kernel
+    return streamed * stages + before + _staged(kernel) + max((size(v) for name, v in read.items() if name not in loads), default=0)

@@ -6,6 +6,8 @@
   tile has 16 bytes for each thread.
 - What dots alone read in an innermost loop is copied to shared memory ahead of its use (CUDA).
 - Offsets that fit 32 bits are computed in 32 bits.
+
+Where registers are spilled or no block fits since no configuration was expected to fit, that is said too.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from tdsl.ops import DTYPES
 FILL = 64
 _WIDE = 16  # bytes
 _GROUPS = {"cuda:90": "wgmma", "cuda:100": "tcgen05"}
-_LOAD = re.compile(r"^\s*(\w+) = tl\.load\(")
+_LOAD = re.compile(r"^\s*(\w+) = (?:tl\.trans\()?\w+\.load\(")
 
 
 def broken(plan: KernelPlan, step: Step, machine: KernelReport, target: Target) -> tuple[str, ...]:
@@ -55,12 +57,14 @@ def broken(plan: KernelPlan, step: Step, machine: KernelReport, target: Target) 
                 found.append(f"a loop waits for {loads[name].buffer.tensor}: it is not copied ahead of its use")
     if machine.long_offsets and not kernel.wide and not _holds_long(kernel):
         found.append(f"{machine.long_offsets} operations on 64-bit offsets in a loop, where 32 bits do")
+    if kernel.unfit and machine.faults:
+        found.append(kernel.unfit)
     return tuple(dict.fromkeys(found))
 
 
 def _tensor_cores(plan: KernelPlan, kernel: ir.Kernel, machine: KernelReport, target: Target) -> Iterator[str]:
     """The products that should be on the tensor cores of the chip and are not."""
-    if kernel.programs == 0:
+    if kernel.grid_tiles == 0:
         return
     dots = [op for op in ir.operations(kernel.body) if isinstance(op, ir.Dot)]
     due = []

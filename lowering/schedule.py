@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lowering.contraction import Contraction, contraction
 from lowering.kernel_shape import WHOLE_TILE
@@ -23,6 +23,8 @@ DOT_MIN = 16
 # Targets whose tensor cores work for groups of four warps, on tiles of WGMMA_ROWS rows or more (wgmma, tcgen05).
 WGMMA = ("cuda:90", "cuda:100")
 WGMMA_ROWS = 64
+# Targets whose products are summed in a memory of the tensor cores' own, not in registers.
+TENSOR_MEMORY = ("cuda:100",)
 # Elements of the largest intermediate that whole-tensor execution may make before it walks blocks (16 MiB of float32).
 CPU_BLOCK = 1 << 22
 
@@ -33,12 +35,17 @@ Dtypes = Mapping[str, str]
 @dataclass(frozen=True, slots=True)
 class Schedule:
     """axes: (indices, tile) from the outermost to the innermost; a tile is a power of two on a GPU. group: tiles of the
-    first grid axis walked together, for reuse in the L2 cache."""
+    first grid axis walked together, for reuse in the L2 cache. descriptors: tensors that are moved tile by tile through tensor descriptors.
+    programs: how many walk all tiles of the grid in turn; 0: each tile has a program of its own. parts: in how many a tile of the result
+    is finished and stored, 1 or 2."""
 
     axes: tuple[tuple[tuple[str, ...], int], ...]
     num_warps: int = 4
     num_stages: int = 2
     group: int = 1
+    descriptors: tuple[str, ...] = ()
+    programs: int = 0
+    parts: int = 1
 
 
 def family(kernel: KernelPlan, dtypes: Dtypes, target: Target) -> str:
@@ -98,6 +105,12 @@ def contraction_schedules(kernel: KernelPlan, strides: Strides, dtypes: Dtypes, 
     """128 x 128 accumulators where the shape has them, halved while the grid leaves a fifth of the chip idle (the formula of
     Helion's TritonH100MatmulHeuristic, BSD-3), then smaller ones: first a shorter K, then 8 warps, then the larger side.
 
+    Before them 128 x 256, where that formula begins, for 16-bit products on chips with warp groups: only where programs walk the tiles
+    (lowering/choice.py), so that descriptors move them and results are stored in parts, and along eight tiles or more, since no second
+    block hides what comes behind the sum. With 4 stages that takes 154 registers on H100 and 136 on B200 (pointers: 184);
+    with a GELU and a residual behind it 245, where results stored whole spill 120 times. Tiles of 128 x 128 read a third more of the L2
+    cache: at the rate of the tensor cores 64 bytes per clock and SM, which is all that it gives.
+
     8 warps from 128 x 128 on, since elementwise prologues at 4 warps spill (106 -> 128 registers at 8, 191 -> 255 at 4). 64 x 64 where
     products run on the vector units, at 16 elements a thread or less: Triton multiplies them in blocks of 4 x 4 along all of K. These may
     be halved to 32 x 32; what runs on tensor cores to 64 x 64, which fills their instructions.
@@ -123,6 +136,11 @@ def contraction_schedules(kernel: KernelPlan, strides: Strides, dtypes: Dtypes, 
             break
     tile_k = min(64 if bits <= 16 else 32 if bits <= 32 else 16, max(DOT_MIN, power_of_two(k)))
     stages = 3 if bits <= 16 and target.backend == "cuda" else 2
+    wide = (256, 128) if _contiguous(kernel, strides) in c.m else (128, 256)
+    if largest == tile_m == tile_n and k >= 8 * 64 and bits == 16 and target.name in WGMMA:
+        fills = wide[0] <= power_of_two(m) and wide[1] <= power_of_two(n)
+        if fills and _waves(m, n, *wide, outer, target.sms) >= 0.95 * _waves(m, n, tile_m, tile_n, outer, target.sms):
+            yield replace(contraction_schedule(kernel, c, strides, target, (*wide, tile_k), 8, 4), programs=target.sms)
     for sides in dict.fromkeys([(tile_m, tile_n), *_other_sides(m, n, tile_m, tile_n, largest > 64, target)]):
         for depth in (d for d in (64, 32, 16) if d == tile_k or DOT_MIN <= d < tile_k):
             warps = 8 if math.prod(sides) >= 128 * 128 else 4

@@ -3,6 +3,7 @@
     stream        rows x streamed tile x warps x stages
     contraction   M x N x K tile x warps x stages x group
     rows          TILE times 1/4 to 4, with the warps that go with it
+    products also x tiles moved by pointers or descriptors x a program for each tile or programs that walk them x results whole or in parts
 
 What does not fit the registers or the shared memory of the chip is left out, and so is what wastes half of a tile on padding.
 """
@@ -17,11 +18,13 @@ from itertools import product
 
 from lowering import tile_ir as ir
 from lowering.candidates import candidates
+from lowering.choice import best_fit, forms, told
 from lowering.compiler import memory_of
 from lowering.cost import predict
 from lowering.evaluate import Memory
+from lowering.forms import dressed, schedule_of
 from lowering.plan import KernelPlan
-from lowering.registers import best_fit, fits, told
+from lowering.registers import fits
 from lowering.rows import rows_schedule
 from lowering.schedule import (
     DOT_MIN,
@@ -57,24 +60,26 @@ def space(
 
     The other arguments are those of `schedule.candidates`.
     """
-    made: dict[Schedule, ir.Kernel] = {}
+    made: dict[object, ir.Kernel] = {}
 
     def tiled(schedule: Schedule) -> ir.Kernel:
-        if schedule not in made:
-            made[schedule] = make(schedule)
-        return made[schedule]
+        """What differs in launch and form alone is tiled once."""
+        if schedule.axes not in made:
+            made[schedule.axes] = make(schedule)
+        launch = {name: getattr(schedule, name) for name in ("num_warps", "num_stages", "group")}
+        return dressed(replace(made[schedule.axes], **launch), schedule)
 
     default = best_fit(map(tiled, candidates(kernel, strides, dtypes, target, precision)), target, lambda k: predict(kernel, k, target))
-    first = next(schedule for schedule, k in made.items() if told(k, target) == default)
-    seen = {first}
-    yield first, default
+    seen = {schedule_of(default)}
+    yield schedule_of(default), default
     for schedule in _schedules(kernel, strides, dtypes, target, precision):
-        if schedule in seen:
+        plain = tiled(schedule)
+        if target.backend != "cpu" and not fits(plain, target):
             continue
-        seen.add(schedule)
-        found = tiled(schedule)
-        if target.backend == "cpu" or fits(found, target):
-            yield schedule, told(found, target)
+        for found in (plain, *forms(plain, target)):
+            if schedule_of(found) not in seen and (found is plain or fits(found, target)):
+                seen.add(schedule_of(found))
+                yield schedule_of(found), told(found, target)
 
 
 def spaces(state: State) -> Iterator[tuple[KernelPlan, Iterator[tuple[Schedule, ir.Kernel]]]]:

@@ -87,9 +87,10 @@ class State:
 
     parts: of a program with ordered loops, in the order in which they run; plan and steps hold the kernels of all of them, each
     once. placed: targets whose memory exists before the part; shares: the tensor that a name is
-    some elements of. limits: the most that ranges which depend on tensors are.
+    some elements of. aliases: versions that are the memory of an input, which is written in place. limits: the most that ranges which depend on tensors are.
     cpp_from: points of a statement from which a CPU's kernels are C++, None: never; cpp: whether these are.
-    control: what a user fixed. chunks: how some kernels see their tensors; None: none may.
+    control: what a user fixed. chunks: how some kernels see their tensors; None: none may. blocks: whether kernels of products
+    may be C++ that multiplies tile by tile.
     """
 
     program: Program
@@ -112,10 +113,12 @@ class State:
     parts: tuple[Part | Repeat, ...] = ()
     placed: frozenset[str] = frozenset()
     shares: Mapping[str, str] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
     limits: Limits = field(default_factory=dict)
     cpp_from: int | None = None
     cpp: bool = False
     chunks: Mapping[str, Chunks] | None = field(default_factory=dict)
+    blocks: bool = True
 
 
 def leaves(parts: tuple[Part | Repeat, ...]) -> Iterator[Part]:

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 
 from tdsl.ir import Access, Const, Expr, Index, Statement, reads, rebuild, substitute
 from tdsl.ops import DTYPES
+from tdsl.traced import whole
 
 
 def extents(s: Statement) -> dict[str, int]:
     """How many values each loop index takes, for a statement with constant ranges from zero."""
-    return {r.index: int(r.hi.value) for r in s.ranges if isinstance(r.hi, Const)}
+    return {r.index: whole(r.hi.value) for r in s.ranges if isinstance(r.hi, Const)}
 
 
 def plain(access: Access) -> bool:

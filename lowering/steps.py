@@ -37,6 +37,7 @@ from tdsl.ir import (
 )
 from tdsl.printer import print_expr
 from tdsl.ssa import copy, versions
+from tdsl.traced import whole
 
 _ADDING = frozenset({"+=", "max=", "min="})  # what a store can do to what stands in memory
 _WORDS = {"-": "_minus_", "+": "_plus_", "*": "_times_"}
@@ -316,7 +317,7 @@ def _ranges(s: Statement) -> dict[str, tuple[Bound, Bound]]:
 
 def _bound(e: Expr | None) -> Bound:
     assert e is not None
-    return int(e.value) if isinstance(e, Const) else e
+    return whole(e.value) if isinstance(e, Const) else e
 
 
 def _moved(bound: Bound, names: Mapping[str, Expr]) -> Bound:

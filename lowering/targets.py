@@ -28,7 +28,7 @@ class Target:
     flops: peak FLOP/s by class: "float64", "float32" (vector units), "tf32", "float16", "bfloat16", "int8" (tensor cores).
     bandwidth: bytes/s of memory. exps: exponentials/s. launch: seconds from one small kernel to the next.
     cache: bytes of the last-level cache that all SMs share; cache_bandwidth: bytes/s from it to the SMs. sustained_flops,
-    sustained_bandwidth: the fractions of the peaks that large problems reach.
+    sustained_bandwidth: the fractions of the peaks that large problems reach. descriptors: whether hardware moves tiles by descriptors.
     """
 
     name: str
@@ -49,11 +49,17 @@ class Target:
     cache_bandwidth: float
     sustained_flops: float = 0.8
     sustained_bandwidth: float = 0.9
+    descriptors: bool = False
 
     @property
     def backend(self) -> str:
         """ "cuda", "hip" or "cpu"."""
         return self.name.partition(":")[0]
+
+    @property
+    def float8(self) -> bool:
+        """Whether its kernels read tensors of 8-bit floats, and its tensor cores multiply them."""
+        return self.name in ("cuda:90", "cuda:100")
 
 
 def _flops(float64: float, float32: float, tf32: float, float16: float, int8: float) -> Mapping[str, float]:
@@ -67,9 +73,11 @@ TARGETS: Mapping[str, Target] = {
         Target("cuda:80", "A100", 108, 32, 65536, 255, 166912, 167936, 2048, 32,
                _flops(9.7, 19.5, 156, 312, 624), bandwidth=2.039e12, exps=108 * 16 * 1.41e9, launch=5e-6, cache=40 << 20, cache_bandwidth=108 * 64 * 1.41e9),
         Target("cuda:90", "H100", 132, 32, 65536, 255, 232448, 233472, 2048, 32,
-               _flops(34, 67, 494.7, 989.4, 1979), bandwidth=3.35e12, exps=132 * 16 * 1.755e9, launch=5e-6, cache=50 << 20, cache_bandwidth=132 * 64 * 1.755e9),
+               _flops(34, 67, 494.7, 989.4, 1979), bandwidth=3.35e12, exps=132 * 16 * 1.755e9, launch=5e-6, cache=50 << 20, cache_bandwidth=132 * 64 * 1.755e9,
+               descriptors=True),
         Target("cuda:100", "B200", 148, 32, 65536, 255, 232448, 233472, 2048, 32,
-               _flops(37, 75, 1125, 2250, 4500), bandwidth=7.7e12, exps=148 * 16 * 1.85e9, launch=5e-6, cache=126 << 20, cache_bandwidth=148 * 128 * 1.85e9),
+               _flops(37, 75, 1125, 2250, 4500), bandwidth=7.7e12, exps=148 * 16 * 1.85e9, launch=5e-6, cache=126 << 20, cache_bandwidth=148 * 128 * 1.85e9,
+               descriptors=True),
         # A CDNA 3 compute unit: four SIMDs with 512 vector registers of 64 lanes each, at most 8 waves per SIMD.
         Target("hip:gfx942", "MI300X", 304, 64, 131072, 512, 65536, 65536, 2048, 32,
                _flops(81.7, 163.4, 653.7, 1307.4, 2614.9), bandwidth=5.3e12, exps=304 * 16 * 2.1e9, launch=8e-6, cache=256 << 20, cache_bandwidth=304 * 64 * 2.1e9),

@@ -175,6 +175,38 @@ class Store:
     mode: str = "set"
 
 
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One dimension of a view of a tensor. axis: whose tile is taken along it; "": one element. dims: of the buffer, walked as one.
+    shifted: the tile begins at some number beyond the axis' own place."""
+
+    axis: str
+    dims: tuple[int, ...]
+    shifted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    """A view of a tensor whose tiles are moved whole, by hardware that knows where the tensor ends. sides: the contiguous one last."""
+
+    buffer: Buffer
+    sides: tuple[Side, ...]
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The axes of a tile, in the order in which it lies in memory."""
+        return tuple(s.axis for s in self.sides if s.axis)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What follows `start` operations of a kernel's body is done for `count` parts of the tile along `axis`, one after the other."""
+
+    axis: str
+    count: int
+    start: int
+
+
 Operation: TypeAlias = IndexOf | Load | Elementwise | Dot | Fold | Mask | Full | Assign | For | Store
 
 
@@ -183,7 +215,9 @@ class Kernel:
     """One kernel. notation: the statements it runs. group: grid tiles of the first axis that are walked together.
 
     wide: offsets need 64 bits. num_warps and num_stages are the launch configuration of a GPU. max_registers: per thread, where the
-    assembler is told. fused: a multiplication and an addition may be one operation, which is rounded once.
+    assembler is told. fused: a multiplication and an addition may be one operation, which is rounded once. descriptors: what loads and
+    stores go through that can. walkers: programs that walk all tiles of the grid in turn; 0: each tile has a program of its own.
+    parts: how the end of the body is cut. unfit: why no configuration fits the chip, where this one is used all the same.
     """
 
     name: str
@@ -198,6 +232,10 @@ class Kernel:
     input_precision: str = "ieee"
     max_registers: int | None = None
     fused: bool = True
+    descriptors: tuple[Descriptor, ...] = ()
+    walkers: int = 0
+    parts: Parts | None = None
+    unfit: str = ""
 
     def axis(self, name: str) -> Axis:
         """The axis of that name."""
@@ -209,7 +247,12 @@ class Kernel:
 
     @property
     def programs(self) -> int:
-        """How many programs the grid has."""
+        """How many programs are launched."""
+        return min(self.walkers, self.grid_tiles) if self.walkers else self.grid_tiles
+
+    @property
+    def grid_tiles(self) -> int:
+        """How many tiles the grid has."""
         total = 1
         for axis in self.axes:
             if axis.role == "grid":
@@ -221,7 +264,15 @@ class Kernel:
         for a in self.axes:
             indices = " ".join(f"{name}:{extent}" for name, extent in a.indices)
             lines.append(f"  {a.role} {a.name} tile {a.tile}{' masked' if a.masked else ''} ({indices})")
-        return "\n".join([*lines, *_lines(self.body, "  ")])
+        if self.walkers:
+            lines.append(f"  {self.programs} programs walk {self.grid_tiles} tiles")
+        if self.descriptors:
+            lines.append(f"  by descriptors: {', '.join(dict.fromkeys(d.buffer.name for d in self.descriptors))}")
+        start = len(self.body) if self.parts is None else self.parts.start
+        lines += _lines(self.body[:start], "  ")
+        if self.parts is not None:
+            lines += [f"  for {self.parts.count} parts of {self.parts.axis}:", *_lines(self.body[start:], "    ")]
+        return "\n".join(lines)
 
 
 def operations(body: tuple[Operation, ...]) -> Iterator[Operation]:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from lowering import tile_ir as ir
 from lowering.contraction import Contraction, contraction
 from lowering.evaluate import Evaluator, Memory
+from lowering.forms import dressed
 from lowering.limits import limits
 from lowering.plan import KernelPlan
 from lowering.schedule import Schedule
@@ -21,8 +22,9 @@ from lowering.stream import OLD, Reduction, passes
 from tdsl.dtypes import SCALAR, TENSOR, Typed, dtype_of, join
 from tdsl.errors import Unsupported
 from tdsl.ir import REDUCTION_OF, Access, Expr, Statement, free_indices
-from tdsl.ops import DTYPES, REDUCTIONS
+from tdsl.ops import DTYPES, REDUCTIONS, STORED_ONLY
 from tdsl.simplify import product
+from tdsl.traced import whole
 
 _STORE_MODE = {"=": "set", "+=": "add", "max=": "max", "min=": "min"}
 _PRODUCT = "%product"  # the accumulated dot, under the name by which its epilogue reads it
@@ -42,7 +44,7 @@ def identity(reduction: str, dtype: str) -> float | int | bool:
     if math.isinf(value):
         low, high = (0, 2**d.bits - 1) if dtype.startswith("u") else (-(2 ** (d.bits - 1)), 2 ** (d.bits - 1) - 1)
         return value > 0 if d.kind == "bool" else high if value > 0 else low
-    return bool(value) if d.kind == "bool" else int(value)
+    return bool(value) if d.kind == "bool" else whole(value)
 
 
 class _Tiler(Evaluator):
@@ -53,7 +55,8 @@ class _Tiler(Evaluator):
         buffers = tuple(sorted(self.buffers.values(), key=lambda b: order.index(b.tensor)))
         plan, schedule = self.plan, self.schedule
         body = tuple(self.scopes[0].ops)
-        return ir.Kernel(plan.name, plan.notation, self.axes, buffers, body, schedule.num_warps, schedule.num_stages, schedule.group, wide, fused=self.memory.fused)
+        launch = (schedule.num_warps, schedule.num_stages, schedule.group)
+        return dressed(ir.Kernel(plan.name, plan.notation, self.axes, buffers, body, *launch, wide, fused=self.memory.fused), schedule)
 
     def _statements(self) -> None:
         """Reductions in order, those over a streamed axis pass by pass; then what is stored element by element."""
@@ -364,7 +367,8 @@ class _Tiler(Evaluator):
         batch = self.sort(self.tile_axes(c.batch))
         carry = self._carry(s.target.tensor, lanes, common, compute, 0.0) if loops else None
         self.enter(loops)
-        lhs, rhs = (self._masked(self.operand(e, common), contract, 0.0) for e in (c.lhs, c.rhs))
+        narrow = self._narrow(c, axes)
+        lhs, rhs = (self._masked(self.operand(e, common, narrow), contract, 0.0) for e in (c.lhs, c.rhs))
         if carry is None:
             level = max(self.level[lhs.name], self.level[rhs.name])
             total, new = self.make(("dot", lhs.name, rhs.name), s.target.tensor, lanes, common, compute, level)
@@ -386,10 +390,22 @@ class _Tiler(Evaluator):
         found = dtype_of(product(list(terms)), self.memory.dtypes, ranks)
         return found if DTYPES[found[0]].kind == "float" else ("float32", found[1])
 
-    def operand(self, terms: tuple[Expr, ...], common: Typed) -> ir.Value:
+    def _narrow(self, c: Contraction, axes: list[ir.Axis]) -> bool:
+        """Whether both sides are tensors of 8 bits, which are multiplied as they are."""
+        sides = [product(list(terms)) for terms in (c.lhs, c.rhs)]
+        inside = {*self.definitions, *self.inside}
+        return (
+            self.memory.narrow
+            and all(isinstance(e, Access) and e.tensor not in inside and self.memory.storage(e.tensor) in STORED_ONLY for e in sides)
+            and math.prod(a.tile for a in axes) >= 32
+        )
+
+    def operand(self, terms: tuple[Expr, ...], common: Typed, narrow: bool = False) -> ir.Value:
         """One side of a dot: loaded as it is stored where it is a tensor, else computed and rounded to the operands' dtype."""
         expr = product(list(terms))
         value = self.read(expr) if isinstance(expr, Access) else self.as_value(self.eval(expr))
+        if narrow:
+            return value
         storage = DTYPES[common[0]].compute if self.exact else common[0]
         return self.cast_to(value, storage, common)
 

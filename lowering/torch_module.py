@@ -11,6 +11,7 @@ from lowering.torch_source import literal_shape, number_text, parameters, torch_
 from tdsl.affine import Bound
 from tdsl.ir import Call, Clamp, Const, Expr, Index, Pad
 from tdsl.ops import OPS
+from tdsl.traced import whole
 
 
 def torch_module(state: State) -> str:
@@ -21,7 +22,7 @@ def torch_module(state: State) -> str:
 class _Module:
     def __init__(self, state: State):
         self.state = state
-        self.parts = state.parts or (Part(state),)
+        self.parts = state.parts or (Part(state, aliases=state.aliases),)
         self.steps = [step for part in leaves(self.parts) for step in part.state.steps]
         self.taken = {"torch", "math", "run", *keyword.kwlist} | {
             name for s in self.steps for name in (s.tile.name, f"{s.tile.name}_integers")
@@ -47,7 +48,7 @@ class _Module:
             results.append(f"{self.name(tensor)}.clone()" if copied else self.name(tensor))
             seen.add(tensor)
         lines.append(f"    return ({''.join(r + ', ' for r in results)})")
-        kernels = [torch_source(step.tile, step.direct) for step in self.steps if step.cpp is None]
+        kernels = [torch_source(step.tile, step.direct, convolves=self.state.cpp) for step in self.steps if step.cpp is None]
         return "\n\n".join(["import math\n\nimport torch", *kernels, "\n".join(lines)]) + "\n"
 
     def name(self, tensor: str) -> str:
@@ -93,7 +94,12 @@ class _Module:
         if step.cpp is not None:
             values = [self.name(b.tensor) if b.number else f"{self.name(b.tensor)}.data_ptr()" for b in step.cpp.buffers]
             threads = "torch.get_num_threads()" if step.cpp.parallel else "1"
-            yield f"{indent}{step.tile.name}({', '.join([*values, f'{step.tile.name}_integers', threads])})"
+            scratch = ["scratch.data_ptr()"] if step.cpp.scratch else []
+            if scratch:
+                yield f"{indent}scratch = torch.empty({threads} * {step.cpp.scratch}, dtype=torch.uint8)"
+            yield f"{indent}{step.tile.name}({', '.join([*values, f'{step.tile.name}_integers', threads, *scratch])})"
+            if scratch:
+                yield f"{indent}del scratch"
             return
         call = f"{step.tile.name}({', '.join(self.name(b.tensor) for b in parameters(step.tile, step.direct))})"
         results = {b.tensor: self.name(b.tensor) for b in step.tile.buffers if b.tensor in step.direct}
@@ -145,7 +151,7 @@ class _Module:
         """A Python expression of loop indices."""
         match e:
             case Const(value=value):
-                return repr(int(value))
+                return repr(whole(value))
             case Index(name=name):
                 return self.name(name)
             case Call(op="floordiv" | "mod" as op, args=(a, b)):

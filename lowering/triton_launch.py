@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lowering.kernel_source import KernelSource, namespace_of, require_triton
+from lowering.descriptors import ALIGNED
+from lowering.kernel_source import KernelSource, Otherwise, namespace_of, require_triton
 from lowering.triton_interpreter import LANGUAGE_LOCK, run_interpreted
 from tdsl.errors import ArgumentError, CompileError, DeviceError, DtypeError
 
@@ -51,11 +53,20 @@ def launch(kernel: KernelSource, grid: int, values: Sequence[torch.Tensor | int 
         raise ArgumentError(f"kernel {kernel.name} takes {len(kernel.runtime_args)} values ({names}), got {len(values)}")
     if grid == 0:
         return
+    if kernel.otherwise is not None:
+        kernel, values = _that_may_run(kernel, kernel.otherwise, values)
     if interpret:
         _check_host(kernel, values)
     for observer in _observers:
         observer(Launch(kernel, grid, interpret))
     (run_interpreted if interpret else _on_device)(kernel, grid, values)
+
+
+def _that_may_run(kernel: KernelSource, otherwise: Otherwise, values: Sequence[Any]) -> tuple[KernelSource, Sequence[Any]]:
+    """A kernel whose descriptors need tensors at multiples of 16 bytes, or the one with pointers where some tensor is not at one."""
+    if all(values[n].data_ptr() % ALIGNED == 0 for n in otherwise.aligned):
+        return kernel, values
+    return otherwise.kernel, [values[n] for n in otherwise.values]
 
 
 def _check_host(kernel: KernelSource, values: Sequence[Any]) -> None:
@@ -78,6 +89,7 @@ class _Compiled:
     slots: tuple[int, ...]
     pointer: int | None
     started: list[int]
+    scratch: bool
 
 
 _compiled: dict[str, _Compiled] = {}
@@ -106,7 +118,23 @@ def jit_function(kernel: KernelSource) -> Any:
 def _prepare(kernel: KernelSource) -> _Compiled:
     slots = tuple(n for n, a in enumerate(kernel.args) if a.kind != "constexpr")
     pointer = next((n for n, a in enumerate(kernel.runtime_args) if a.kind == "pointer"), None)
-    return _Compiled(jit_function(kernel), tuple(a.value for a in kernel.args), slots, pointer, [])
+    return _Compiled(jit_function(kernel), tuple(a.value for a in kernel.args), slots, pointer, [], "make_tensor_descriptor(" in kernel.source)
+
+
+def _provide_scratch() -> None:
+    """Memory for what kernels keep beside their arguments, their descriptors: torch's, unless this thread has an allocator already."""
+    triton = require_triton()
+    place: Any = triton.runtime._allocation
+    present = place._allocator.get() if isinstance(place._allocator, ContextVar) else place._allocator  # as older versions have it
+    if isinstance(present, place.NullAllocator):
+        triton.set_allocator(_scratch)
+
+
+def _scratch(size: int, alignment: int, stream: int | None) -> torch.Tensor:
+    """`size` bytes on the current device; torch's allocator aligns to 512 bytes."""
+    import torch
+
+    return torch.empty(size, dtype=torch.int8, device="cuda")
 
 
 def _on_device(kernel: KernelSource, grid: int, values: Sequence[Any]) -> None:
@@ -126,6 +154,8 @@ def _on_device(kernel: KernelSource, grid: int, values: Sequence[Any]) -> None:
             help='CPU tensors run with backend="torch", or backend="triton" through the interpreter',
         )
     index = torch.cuda.current_device() if device.index is None else device.index
+    if compiled.scratch:
+        _provide_scratch()
     run = compiled.function[(grid,)]
     with torch.cuda.device(index):  # Triton launches on the current device, whatever the tensors are on
         if index in compiled.started:

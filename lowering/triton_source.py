@@ -6,15 +6,17 @@ the tile's length `TILE_I`. A stride that is 1 and a dimension of size 1 are lef
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 
 from lowering import tile_ir as ir
-from lowering.kernel_source import Arg, KernelSource
+from lowering.kernel_source import Arg, KernelSource, Otherwise
+from lowering.triton_addresses import definitions, enclosed
+from lowering.triton_grid import Grid
 from tdsl.errors import Unsupported
-from tdsl.ir import Call, Clamp, Const, Expr, Index, Pad, free_indices
-from tdsl.ops import DTYPES, OPERATORS, OPS, REDUCTIONS
+from tdsl.ir import Call, Const, Expr, Index, free_indices
+from tdsl.ops import DTYPES, OPERATORS, OPS, REDUCTIONS, STORED_ONLY
 
 _HEADER = "import triton\nimport triton.language as tl\n"
 _COMBINE = """
@@ -33,27 +35,37 @@ def triton_source(kernel: ir.Kernel) -> tuple[KernelSource, dict[str, int]]:
     Source of the conventions: the Triton tutorials 03 and 06.
     """
     printer = _Printer(kernel)
-    return printer.run(), {**printer.sizes, **printer.strides}
+    if not kernel.descriptors:
+        return printer.run(), {**printer.sizes, **printer.strides}
+    pointers = _Printer(replace(kernel, descriptors=()))
+    plain = pointers.run()
+    source = printer.run(pointers)
+    names = [a.name for a in source.runtime_args]
+    aligned = tuple(names.index(name) for name in dict.fromkeys(d.buffer.name for d in kernel.descriptors))
+    source = replace(source, otherwise=Otherwise(plain, aligned, tuple(names.index(a.name) for a in plain.runtime_args)))
+    return source, {**printer.sizes, **printer.strides}
 
 
-class _Printer:
+class _Printer(Grid):
     def __init__(self, kernel: ir.Kernel):
-        self.kernel = kernel
-        self.sizes: dict[str, int] = {}
-        self.strides: dict[str, int] = {}
-        self.tiles: dict[str, int] = {}
-        self.used: set[str] = set()
-        self.values: dict[str, ir.Value] = {}
-        self.preludes: dict[str, None] = {}
-        self.alias: dict[str, str] = {}
+        super().__init__(kernel)
         self.turned = _turned(kernel)
 
-    def run(self) -> KernelSource:
-        body = list(self.block(self.kernel.body, "    "))
-        top = [*self.grid(), *(line for a in self.kernel.axes if a.role != "loop" for line in self.index_lines(a, "    "))]
+    def run(self, also: _Printer | None = None) -> KernelSource:
+        """also: a form of the kernel whose integers this one takes too."""
+        indent = self.indent
+        start = None if self.kernel.parts is None else self.kernel.parts.start
+        body = list(self.block(self.kernel.body[:start], indent))
+        if start is not None:
+            body += self.parts(self.kernel.body[start:], indent)
+        grid = [*self.grid()]
+        indices = [line for a in self.kernel.axes if a.role != "loop" for line in self.index_lines(a, indent)]
+        top = [*self.descriptor_lines(), *grid, *indices]
+        if also is not None:
+            self.sizes, self.strides = {**self.sizes, **also.sizes}, {**self.strides, **also.strides}
         args = [self.pointer(b) for b in self.kernel.buffers]
         args += [Arg(name, "int", "int32" if value <= _INT32 else "int64") for name, value in (*self.sizes.items(), *self.strides.items())]
-        args += [Arg(name, "constexpr", value=value) for name, value in self.tiles.items()]
+        args += [Arg(name, "constexpr", value=int(value)) for name, value in self.tiles.items()]
         top = [*self.multiples(), *top]
         notation = "\n    ".join(self.kernel.notation.splitlines())
         quoted = f'    """{notation}"""' if "\n" not in notation else f'    """\n    {notation}\n    """'
@@ -67,7 +79,9 @@ class _Printer:
         """Tells the compiler what integers are multiples of: of 16 it sees by itself, and without any it loads element by element."""
         narrowest = min((DTYPES[b.dtype].bits // 8 for b in self.kernel.buffers if not b.number), default=8)
         for name, value in (*self.sizes.items(), *self.strides.items()):
-            factor = math.gcd(value, 16)
+            if self.kernel.descriptors and name not in self.pointed:
+                continue
+            factor = next(f for f in (16, 8, 4, 2, 1) if value % f == 0)
             if 1 < factor < 16 and factor * narrowest >= _COPY:
                 yield f"    {name} = {name} // {factor} * {factor}  # a multiple of {factor}: wide loads"
 
@@ -85,75 +99,29 @@ class _Printer:
             else a.name
         )
 
-    # -- the grid and the indices ---------------------------------------------------------------------------------------
-
-    def size(self, index: str) -> str:
-        extent = next(n for a in self.kernel.axes for i, n in a.indices if i == index)
-        self.sizes[f"size_{index}"] = extent
-        return f"size_{index}"
-
-    def extent(self, axis: ir.Axis) -> str:
-        return " * ".join(self.size(i) for i, _ in axis.indices)
-
-    def tile(self, axis: ir.Axis) -> str:
-        self.tiles[f"TILE_{axis.name.upper()}"] = axis.tile
-        return f"TILE_{axis.name.upper()}"
-
-    def grid(self) -> Iterator[str]:
-        """Which tile of each grid axis this program computes; the last axis varies fastest."""
-        axes = [a for a in self.kernel.axes if a.role == "grid"]
-        if not axes:
-            return
-        yield "    pid = tl.program_id(0)"
-        wide = ".to(tl.int64)" if self.kernel.wide else ""
-        rest = "pid"
-        if self.kernel.group > 1 and len(axes) >= 2 and not axes[-1].scalar and not axes[-2].scalar:
-            m, n = axes[-2:]
-            self.tiles["GROUP"] = self.kernel.group
-            yield f"    tiles_{m.name} = tl.cdiv({self.extent(m)}, {self.tile(m)})"
-            yield f"    tiles_{n.name} = tl.cdiv({self.extent(n)}, {self.tile(n)})"
-            yield f"    # GROUP tiles along {m.name} share their tiles along {n.name} in the L2 cache."
-            if len(axes) > 2:
-                yield f"    inside = pid % (tiles_{m.name} * tiles_{n.name})"
-                yield f"    rest = pid // (tiles_{m.name} * tiles_{n.name})"
-            inside = "inside" if len(axes) > 2 else "pid"
-            rest = "rest"
-            yield f"    first = {inside} // (GROUP * tiles_{n.name}) * GROUP"
-            yield f"    rows = tl.minimum(tiles_{m.name} - first, GROUP)"
-            yield f"    tile_{m.name} = {_widened(f'first + {inside} % (GROUP * tiles_{n.name}) % rows', wide)}"
-            yield f"    tile_{n.name} = {_widened(f'{inside} % (GROUP * tiles_{n.name}) // rows', wide)}"
-            axes = axes[:-2]
-        for position in range(len(axes) - 1, -1, -1):
-            axis = axes[position]
-            name = axis.name if axis.scalar and len(axis.indices) == 1 else f"tile_{axis.name}"
-            if position == 0:
-                yield f"    {name} = {rest}{wide}"
-                continue
-            count = self.extent(axis) if axis.tile == 1 else f"tl.cdiv({self.extent(axis)}, {self.tile(axis)})"
-            count = count if count.isidentifier() or count.startswith("tl.") else f"({count})"
-            yield f"    {name} = {_widened(f'{rest} % {count}', wide)}"
-            yield f"    rest = {rest} // {count}"
-            rest = "rest"
-
-    def index_lines(self, axis: ir.Axis, indent: str, start: str | None = None) -> Iterator[str]:
-        """The variables of one axis: its own, and its indices by division where it stands for several and they are used."""
-        if start is None and axis.role == "grid":
-            start = f"tile_{axis.name}" if axis.tile == 1 else f"tile_{axis.name} * {self.tile(axis)}"
-        single = len(axis.indices) == 1
-        if axis.scalar:
-            if not single:
-                yield f"{indent}{axis.name} = {start}"
-        else:
-            lanes = f"tl.arange(0, {self.tile(axis)})"
-            yield f"{indent}{axis.name} = {lanes if start is None else f'{start} + {lanes}'}"
-        if single:
-            return
-        below = ""
-        for n, (index, _) in reversed(list(enumerate(axis.indices))):
-            if index in self.used:
-                rest = f"{axis.name} // ({below})" if below else axis.name
-                yield f"{indent}{index} = {rest}" + (f" % {self.size(index)}" if n else "")
-            below = f"{self.size(index)} * {below}" if below else self.size(index)
+    def parts(self, body: tuple[ir.Operation, ...], indent: str) -> Iterator[str]:
+        """What is done for one part of a tile after the other; the values that it takes are split first."""
+        assert self.kernel.parts is not None
+        axis = self.kernel.axis(self.kernel.parts.axis)
+        taken = [v for v in _read(body, self.values) if axis.name in v.axes]
+        names = {v.name: self.alias.get(v.name, v.name) for v in taken}
+        self.parted = axis.name
+        for v in taken:
+            place = v.axes.index(axis.name)
+            shape = [self.tile(self.kernel.axis(a)) for a in v.axes]
+            order = [n if n < place else n + 1 for n in range(len(shape))]
+            shape.insert(place, "2")
+            cut = f"tl.permute(tl.reshape({names[v.name]}, ({', '.join(shape)})), ({', '.join(map(str, [*order, place]))}))"
+            yield f"{indent}{names[v.name]}_parts = tl.split({cut})  # along {axis.name}"
+        before = self.lanes & {axis.name}
+        self.lanes -= before
+        inner = list(self.block(body, indent + "    "))
+        yield f"{indent}for part in tl.static_range({self.kernel.parts.count}):"
+        yield from (f"{indent}    {name} = {name}_parts[part]" for name in names.values())
+        yield from self.index_lines(axis, indent + "    ") if axis.name in self.lanes else ()
+        yield from inner
+        self.lanes = self.lanes - {axis.name} | before
+        self.parted = ""
 
     # -- statements -----------------------------------------------------------------------------------------------------
 
@@ -243,7 +211,7 @@ class _Printer:
     def elementwise(self, op: ir.Elementwise) -> str:
         row = OPS[op.op]
         if row.triton_def:
-            self.preludes.update(dict.fromkeys(_definitions(row.triton_def)))
+            self.preludes.update(dict.fromkeys(definitions(row.triton_def)))
         infix = op.op in OPERATORS
         double = not infix and any(isinstance(a, ir.Value) and a.dtype == "float64" for a in op.args)
         args = []
@@ -251,7 +219,7 @@ class _Printer:
             text = self.name(a, op.dst.axes) if isinstance(a, ir.Value) else self.number(a)
             args.append(f"tl.full((), {text}, tl.float64)" if double and isinstance(a, float) else text)
         text = row.triton.format(*args)
-        return text[1:-1] if infix and _enclosed(text) else text
+        return text[1:-1] if infix and enclosed(text) else text
 
     def fold(self, op: ir.Fold) -> str:
         text = self.name(op.src, op.src.axes)
@@ -277,7 +245,9 @@ class _Printer:
         acc = f", {self.name(op.acc, op.acc.axes)}" if op.acc else ""
         precision = f', input_precision="{self.kernel.input_precision}"' if left.dtype == "float32" else ""
         out = ", out_dtype=tl.float64" if op.dst.dtype == "float64" else ""
-        return f"tl.dot({a}, {b}{acc}{precision}{out})"
+        # Hopper's tensor cores add 8-bit products in some 14 bits: the least that they can add up before float32 does (0 would be no fp8).
+        whole = ", max_num_imprecise_acc=32" if left.dtype in STORED_ONLY else ""
+        return f"tl.dot({a}, {b}{acc}{precision}{whole}{out})"
 
     def operand(self, v: ir.Value, straight: bool) -> str:
         name = self.name(v, v.axes)
@@ -289,11 +259,15 @@ class _Printer:
         if op.buffer.number:
             return op.buffer.name
         axes = op.dst.axes[::-1] if op.dst.name in self.turned else op.dst.axes
+        if (found := self.of(op)) is not None:
+            return self.described_load(op, found, axes)
         mask = self.mask(op.buffer, op.subscripts, axes)
         other = "" if not mask else ", other=0" if DTYPES[op.buffer.dtype].kind != "float" else ", other=0.0"
         return f"tl.load({self.address(op.buffer, op.subscripts, axes)}{mask and ', mask=' + mask}{other})"
 
     def store(self, op: ir.Store) -> str:
+        if (found := self.of(op)) is not None:
+            return self.described_store(op, found, self.name(op.src, op.axes))
         mask = self.mask(op.buffer, op.subscripts, op.axes)
         address = self.address(op.buffer, op.subscripts, op.axes)
         value = self.name(op.src, op.axes)
@@ -306,106 +280,18 @@ class _Printer:
         relaxed = "" if op.mode == "set" else ', sem="relaxed"'
         return f"{call}({address}, {value}{mask and ', mask=' + mask}{relaxed})"
 
-    def address(self, buffer: ir.Buffer, subscripts: tuple[Expr, ...], axes: tuple[str, ...]) -> str:
-        terms = [buffer.name]
-        together = self._together(buffer, subscripts)
-        for d, e in enumerate(subscripts):
-            if d in together:
-                axis, last = together[d]
-                if last:
-                    self.used.add(axis.name)
-                    terms.append(self._times(self._suffixed(axis.name, (axis.name,) if not axis.scalar else (), axes), buffer, d))
-            elif buffer.shape[d] != 1 or free_indices(e) or e != Const(0):
-                terms.append(self._times(self.bounded(buffer, d, e, axes), buffer, d))
-        return " + ".join(terms)
+def _read(body: tuple[ir.Operation, ...], known: dict[str, ir.Value]) -> list[ir.Value]:
+    """The values made before that some operations read, in their subscripts too."""
+    made = {op.dst.name for op in body if not isinstance(op, ir.For | ir.Store)}
+    found: dict[str, ir.Value] = {}
+    for op in body:
+        names = [i for e in _subscripts(op) for i in free_indices(e) if i in known]
+        found.update({v.name: v for v in (*ir.uses(op), *(known[i] for i in names)) if v.name not in made})
+    return [*found.values()]
 
-    def _times(self, text: str, buffer: ir.Buffer, d: int) -> str:
-        if buffer.strides[d] == 1:
-            return f"({text})" if _compound(text) else text
-        name = f"{buffer.name}_stride_{d}"
-        self.strides[name] = buffer.strides[d]
-        return f"({text}) * {name}" if _compound(text) else f"{text} * {name}"
 
-    def _together(self, buffer: ir.Buffer, subscripts: tuple[Expr, ...]) -> dict[int, tuple[ir.Axis, bool]]:
-        """Dimensions that an axis of several indices walks as one, since their strides compose: dimension -> (axis, whether last)."""
-        found: dict[int, tuple[ir.Axis, bool]] = {}
-        names = [e.name if isinstance(e, Index) else "" for e in subscripts]
-        for axis in self.kernel.axes:
-            indices = [i for i, _ in axis.indices]
-            if len(indices) < 2 or any(names.count(i) != 1 for i in indices):
-                continue
-            if any(i in free_indices(e) for i in indices for e in subscripts if not isinstance(e, Index)):
-                continue
-            dims = [names.index(i) for i in indices]
-            if all(buffer.strides[a] == buffer.strides[b] * n for a, b, (_, n) in zip(dims, dims[1:], axis.indices[1:], strict=False)):
-                found.update({d: (axis, d == dims[-1]) for d in dims})
-        return found
-
-    def bounded(self, buffer: ir.Buffer, d: int, e: Expr, axes: tuple[str, ...]) -> str:
-        if isinstance(e, Clamp):
-            return f"tl.minimum(tl.maximum({self.integer(e.value, axes)}, 0), {self.dimension(buffer, d)} - 1)"
-        return self.integer(e.value if isinstance(e, Pad) else e, axes)
-
-    def dimension(self, buffer: ir.Buffer, d: int) -> str:
-        name = f"{buffer.name}_size_{d}"
-        self.sizes[name] = buffer.shape[d]
-        return name
-
-    def mask(self, buffer: ir.Buffer, subscripts: tuple[Expr, ...], axes: tuple[str, ...]) -> str:
-        terms = []
-        inside = self.inside(axes, axes)
-        if inside:
-            terms.append(inside)
-        for d, e in enumerate(subscripts):
-            if isinstance(e, Pad):
-                text = self.integer(e.value, axes)
-                terms.append(f"({text} >= 0) & ({text} < {self.dimension(buffer, d)})")
-        return " & ".join(terms)
-
-    def inside(self, axes: tuple[str, ...], shape: tuple[str, ...]) -> str:
-        """The lanes that are within the extents of the masked axes among `axes`."""
-        found = [a for a in self.kernel.axes if a.name in axes and a.masked and not a.scalar]
-        return " & ".join(f"({self._suffixed(a.name, (a.name,), shape)} < {self.extent(a)})" for a in found)
-
-    # -- names ----------------------------------------------------------------------------------------------------------
-
-    def name(self, v: ir.Value, axes: tuple[str, ...]) -> str:
-        return self._suffixed(self.alias.get(v.name, v.name), v.axes, axes)
-
-    def _suffixed(self, text: str, have: tuple[str, ...], want: tuple[str, ...]) -> str:
-        """A value with a new axis wherever `want` has one that it does not vary along."""
-        if not have or have == want:
-            return text
-        return f"{text}[{', '.join(':' if a in have else 'None' for a in want)}]"
-
-    def integer(self, e: Expr, axes: tuple[str, ...]) -> str:
-        """An integer expression of indices and values, broadcast to `axes`."""
-        text = self._integer(e, axes)
-        return text[1:-1] if _enclosed(text) else text
-
-    def _integer(self, e: Expr, axes: tuple[str, ...]) -> str:
-        match e:
-            case Const(value=value):
-                return repr(int(value))
-            case Index(name=name):
-                if name in self.values:
-                    return self.name(self.values[name], axes)
-                self.used.add(name)
-                axis = self.kernel.axis_of(name)
-                return self._suffixed(name, () if axis.scalar else (axis.name,), axes)
-            case Call(op=op, args=args):
-                if OPS[op].triton_def:
-                    self.preludes.update(dict.fromkeys(_definitions(OPS[op].triton_def)))
-                return OPS[op].triton.format(*(self._integer(a, axes) for a in args))
-        raise AssertionError(e)
-
-    def number(self, value: float | int | bool) -> str:
-        if isinstance(value, float) and (math.isinf(value) or math.isnan(value)):
-            return f'float("{value}")'
-        return repr(value)
-
-    def dtype(self, name: str) -> str:
-        return f"tl.{DTYPES[name].triton}"
+def _subscripts(op: ir.Operation) -> tuple[Expr, ...]:
+    return op.subscripts if isinstance(op, ir.Load | ir.Store) else (op.expr,) if isinstance(op, ir.IndexOf) else ()
 
 
 def _turned(kernel: ir.Kernel) -> frozenset[str]:
@@ -427,32 +313,3 @@ def _turned(kernel: ir.Kernel) -> frozenset[str]:
     return frozenset(turned & loaded)
 
 
-def _definitions(text: str) -> list[str]:
-    """The helper functions of one row, each by itself, so that two rows that share one print it once."""
-    return [f"\n@triton.jit\n{part.strip()}\n" for part in text.split("@triton.jit") if part.strip()]
-
-
-def _widened(text: str, wide: str) -> str:
-    return f"({text}){wide}" if wide else text
-
-
-def _compound(text: str) -> bool:
-    """Whether an operator stands outside of all brackets."""
-    depth = 0
-    for n, c in enumerate(text):
-        depth += (c in "([") - (c in ")]")
-        if depth == 0 and c == " " and text[n + 1 : n + 2] in "+-*/%&|<>=":
-            return True
-    return False
-
-
-def _enclosed(text: str) -> bool:
-    """Whether the first parenthesis closes at the very end."""
-    if not text.startswith("("):
-        return False
-    depth = 0
-    for n, c in enumerate(text):
-        depth += (c == "(") - (c == ")")
-        if depth == 0:
-            return n == len(text) - 1
-    return False

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from tdsl.ir import Access, Call, Clamp, Const, Expr, Index, Pad, Size, free_indices, rebuild, walk
+from tdsl.traced import whole
 
 Bound: TypeAlias = int | Expr
 Ranges: TypeAlias = Mapping[str, tuple[Bound, Bound]]  # index -> [lo, hi), outermost first: a bound may use the indices before it
@@ -110,7 +111,7 @@ def linear(expr: Expr, known: Known | None = None) -> Affine:
     """`expr` as an Affine. `known` gives the values of sizes and scalars that may be put in. Pad and Clamp lose their frame."""
     match expr:
         case Const(value=int() as value):
-            return Affine(int(value))
+            return Affine(whole(value))
         case Index():
             return Affine(0, ((expr, 1),))
         case Call():
@@ -236,7 +237,7 @@ def evaluate(expr: Expr, env: Mapping[str, int], known: Known | None = None) -> 
     """The value of an integer expression; `env` gives indices and scalars by name. None: it depends on a tensor, or divides by 0."""
     match expr:
         case Const(value=value):
-            return int(value) if isinstance(value, int) else None
+            return whole(value) if isinstance(value, int) else None
         case Index(name=name):
             return env.get(name)
         case Access(subscripts=()) if expr.tensor in env:
@@ -268,7 +269,7 @@ def interval(expr: Expr, ranges: Mapping[str, tuple[int, int]], sizes: Shapes | 
     """Closed bounds of `expr` with each index in its closed range; None where they are not known."""
     half_open: Ranges = {name: (lo, hi + 1) for name, (lo, hi) in ranges.items()}
     lo, hi = enclosure(linear(expr, known_values(sizes or {})), half_open)
-    return None if math.isinf(lo) or math.isinf(hi) else (int(lo), int(hi))
+    return None if math.isinf(lo) or math.isinf(hi) else (whole(lo), whole(hi))
 
 
 def enclosure(form: Affine, ranges: Ranges, known: Known | None = None) -> Extent:
@@ -372,7 +373,7 @@ def solve(form: Affine, index: str, lo: int, hi: int, ranges: Ranges, known: Kno
     least, most = enclosure(rest, ranges, known)
     if math.isinf(least) or math.isinf(most):
         return None
-    low, high = lo - int(least), hi - 1 - int(most)  # low <= c * index <= high
+    low, high = lo - whole(least), hi - 1 - whole(most)  # low <= c * index <= high
     if c < 0:
         c, low, high = -c, -high, -low
     first, last = -(-low // c), high // c

@@ -12,12 +12,14 @@ import torch
 from tdsl.errors import ArgumentError, DeviceError, DtypeError
 from tdsl.infer import Spec
 from tdsl.ir import Program, Span
-from tdsl.ops import DTYPES, SHORT
+from tdsl.ops import DTYPES, SHORT, STORED_ONLY
 from tdsl.ranges import counted
 from tdsl.signature import place_of, place_of_inputs
 
 TORCH_DTYPES = {name: getattr(torch, name) for name in DTYPES}
 _NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+FLOAT8 = {getattr(torch, name): name for name in STORED_ONLY}
+COUNTS_AS = "bfloat16"  # what arithmetic takes a dtype of memory alone for
 _NUMBERS = {bool: "bool", int: "int64", float: "float32"}
 _DEVICES = ("cpu", "cuda")  # HIP devices are "cuda" to torch
 _TEXT = re.compile(r"^\s*(\w+)\s*\[([\d\s,]*)\]\s*$")
@@ -108,6 +110,17 @@ def layout(program: Program, args: Sequence[Any], integers: frozenset[str] = fro
     return Layout(specs, strides, values, _device(program, given))
 
 
+def check_gradients(program: Program, args: Sequence[Any], asks: Sequence[bool]) -> None:
+    """Raises DtypeError where a gradient is asked for of a tensor of 8-bit floats, which could not hold it."""
+    for name, arg, ask in zip(program.inputs, args, asks, strict=False):
+        if ask and arg.dtype in FLOAT8:
+            raise DtypeError(
+                f"{name} has dtype {FLOAT8[arg.dtype]} and requires a gradient, which 8 bits do not hold",
+                span=place_of(program, name),
+                help=f"pass {name}.detach(), and differentiate with respect to the tensor that was rounded to it",
+            )
+
+
 def check_callable(program: Program, args: Sequence[Any]) -> None:
     """Raises ArgumentError or DeviceError for an argument that has no values: a call needs real tensors, as the stages do not.
 
@@ -130,7 +143,7 @@ def check_callable(program: Program, args: Sequence[Any]) -> None:
 
 
 def _tensor(program: Program, name: str, arg: torch.Tensor | Form) -> Spec:
-    if arg.dtype not in _NAMES:
+    if arg.dtype not in _NAMES and arg.dtype not in FLOAT8:
         raise DtypeError(
             f"{name} has dtype {str(arg.dtype).removeprefix('torch.')}, which no kernel computes with",
             span=place_of(program, name),
@@ -142,7 +155,14 @@ def _tensor(program: Program, name: str, arg: torch.Tensor | Form) -> Spec:
             span=place_of(program, name),
             help=f"pass {name}.to_dense()",
         )
+    if arg.dtype in FLOAT8:
+        return Spec(tuple(arg.shape), COUNTS_AS, stored=FLOAT8[arg.dtype])
     return Spec(tuple(arg.shape), _NAMES[arg.dtype])
+
+
+def widened(arg: Any) -> Any:
+    """A tensor of a dtype of memory alone as what it counts as: for executors that have no such dtype."""
+    return arg.to(TORCH_DTYPES[COUNTS_AS]) if getattr(arg, "dtype", None) in FLOAT8 else arg
 
 
 def _instead(name: str, dtype: torch.dtype) -> str:
@@ -150,7 +170,7 @@ def _instead(name: str, dtype: torch.dtype) -> str:
     if dtype.is_complex:
         return f"pass its real and imaginary parts: torch.view_as_real({name}), whose last index is 0 or 1, and write the products out"
     if dtype.is_floating_point:  # 8 bits and fewer
-        return f"pass {name}.to(torch.bfloat16), and its scale as an argument of its own: float8 values are exact in bfloat16"
+        return f"pass it as one of {', '.join(STORED_ONLY)} or {', '.join(n for n, d in DTYPES.items() if d.kind == 'float')}"
     return f"cast it to one of {', '.join(DTYPES)}"
 
 
@@ -185,4 +205,5 @@ def parse_spec(name: str, text: str, span: Span | None = None) -> Spec:
             span=span,
             help='write a dtype and sizes, as "bf16[8,1024,64]"; dtypes: ' + ", ".join(SHORT),
         )
-    return Spec(tuple(int(n) for n in found[2].replace(" ", "").split(",") if n), dtype)
+    shape = tuple(int(n) for n in found[2].replace(" ", "").split(",") if n)
+    return Spec(shape, COUNTS_AS, stored=dtype) if dtype in STORED_ONLY else Spec(shape, dtype)

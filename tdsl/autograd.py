@@ -10,15 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tdsl.arguments import form
+from tdsl.arguments import FLOAT8, form
+from tdsl.devices import switches
 from tdsl.ir import Program, Size, expressions, reads, walk
-from tdsl.operators import execute, part_of, plain, remember, transforms
-from tdsl.residuals import Rule, backward_of, cut, sources, uncut
-from tdsl.runtime import Executor, Outputs
+from tdsl.launching import Outputs, Run
+from tdsl.operators import AUTOCAST, compiling, execute, modes, plain, transforms
+from tdsl.quick import Test, test_of
+from tdsl.recipes import part_of, remember
+from tdsl.residuals import Rule, backward_of, cut, sources, uncut, without_copies
+from tdsl.runtime import Executor
 from tdsl.swap import gradient
 
 Gradients = tuple[Tensor | None, ...]  # of the node itself, which has none, and of its arguments
-_HALF = (torch.float16, torch.bfloat16)
+_HALF = (torch.float16, torch.bfloat16, *FLOAT8)
 
 
 class Differentiable:
@@ -45,7 +49,7 @@ class Differentiable:
 
     def apply(self, args: Sequence[Any]) -> Outputs:
         """The outputs, recorded in torch's graph."""
-        results = _Node.apply(self, *args)  # type: ignore[no-untyped-call]
+        results = self.call_for(args).run(*args)
         return results if self.results > 1 else (results,)
 
     def halves(self, recomputed: frozenset[str]) -> Halves:
@@ -84,9 +88,14 @@ class Halves:
         self.kept = tuple(self.parts.forward.results.index(name) for name in self.parts.kept)
         self._backward: dict[object, Backward] = {}
 
+    @property
+    def crossing(self) -> tuple[str, ...]:
+        """What goes from one side to the other, and which gradients need no backward: what a graph with both sides relies on."""
+        return (*self.parts.kept, *self.parts.saved, *(f"{name}.grad" for name in self.parts.passed))
+
     def _remember(self, executor: Executor, **fields: Any) -> None:
         owner = self.owner
-        more = {"wrt": owner.wrt, "fuses": owner.fuses, "recomputed": sorted(self.recomputed)}
+        more = {"wrt": owner.wrt, "fuses": owner.fuses, "recomputed": sorted(self.recomputed), "crossing": self.crossing}
         remember(part_of(self.base.recipe, **fields, **more), executor)
 
     def stored_for(self, args: Sequence[Any]) -> Mapping[str, str]:
@@ -111,26 +120,32 @@ class Halves:
         fewer = tuple(name for name in wrt if name in reached)
         if not fewer:
             return Backward(None, (), ())
-        source: Program | None = self.parts.backward
+        source: Program | None = None
+        passed = self.parts.passed
         if len(outputs) < len(program.outputs) or len(fewer) < len(wrt):
             source = backward_of(program, fewer, outputs, self.parts, self.owner.rule)
+            if source is not None and self.base.backend != "reference":
+                source, passed = without_copies(source, program, fewer)
         if source is None:
-            source, outputs, fewer = self.parts.backward, program.results, wrt
+            source, outputs, fewer, passed = self.parts.backward, program.results, wrt, self.parts.passed
+        positions = tuple(program.results.index(name) for name in outputs)
         return Backward(
-            Executor(source, self.base.backend, stored=stored, control=self.base.control),
-            tuple(program.results.index(name) for name in outputs),
-            tuple(program.inputs.index(name) for name in fewer),
+            Executor(source, self.base.backend, stored=stored, control=self.base.control) if source.outputs else None,
+            positions,
+            tuple(program.inputs.index(name) for name in fewer if name not in passed),
+            tuple((program.inputs.index(name), positions[n]) for name, n in passed.items()),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Backward:
-    """cotangents: the outputs whose cotangents the executor takes. gradients: the inputs whose gradients it gives. No executor:
-    no gradient depends on these outputs."""
+    """cotangents: the outputs whose cotangents the executor takes. gradients: the inputs whose gradients it gives; no executor:
+    none. passed: inputs whose gradient is a cotangent as it is, and of which output."""
 
     executor: Executor | None
     cotangents: tuple[int, ...]
     gradients: tuple[int, ...]
+    passed: tuple[tuple[int, int], ...] = ()
 
 
 class Call:
@@ -138,29 +153,38 @@ class Call:
 
     ready: whether these are plain tensors, so that what is prepared for one call serves all of them. tensors: positions of the
     arguments that backward reads. numbers: positions of Python numbers. blanks: per argument, a tensor of its shape that takes no
-    memory, for those that backward does not read.
+    memory, for those that backward does not read. whole_inputs: whether it reads all of them, tensors each.
     """
 
-    __slots__ = ("_backward", "blanks", "dtypes", "forward", "halves", "numbers", "owner", "ready", "stored", "tensors", "whole")
+    __slots__ = (
+        *("_quick", "blanks", "dtypes", "forward", "halves", "kept", "numbers", "owner", "ready", "run", "several", "stored", "tensors"),
+        *("whole", "whole_inputs"),
+    )
 
     def __init__(self, owner: Differentiable, args: Sequence[Any], *, ready: bool):
         described = args if ready else [form(a) for a in args]
         self.owner = owner
         self.ready = ready
         self.halves = halves = owner.halves(owner.base.recomputed_for(described))
-        self.forward: Callable[[Sequence[Any]], Outputs] = halves.forward.ready(args) if ready else partial(execute, halves.forward)
+        self.forward: Run = halves.forward.ready(args) if ready else lambda *args: execute(halves.forward, args)
+        self.kept = halves.kept
+        self.several = owner.results > 1
         self.stored = halves.stored_for(described)
         self.whole = halves.backward(self.stored, owner.program.results)
         self.tensors = tuple(n for n, a in enumerate(args) if isinstance(a, Tensor) and owner.needed[n])
         self.numbers = tuple(n for n, a in enumerate(args) if not isinstance(a, Tensor))
+        self.whole_inputs = len(self.tensors) == len(args)
         self.blanks = [
             a.new_empty(()).expand(a.shape) if isinstance(a, Tensor) and not owner.needed[n] else None for n, a in enumerate(args)
         ]
         self.dtypes = tuple(a.dtype if isinstance(a, Tensor) else None for a in args)
-        self._backward: dict[object, tuple[Callable[[Sequence[Any]], Outputs], tuple[int, ...]]] = {}
+        self.run: Callable[..., Any] = partial(_Node.apply, self)  # a tensor, or a tuple of them where there are several outputs
+        self._quick: tuple[object, Test, Run, bool] | None = None
 
     def inputs(self, numbers: Sequence[Any], saved: Sequence[Tensor]) -> list[Any]:
         """The arguments as far as backward reads them; blanks in the other places."""
+        if self.whole_inputs:
+            return list(saved[: len(self.tensors)])
         inputs = list(self.blanks)
         for n, number in zip(self.numbers, numbers, strict=True):
             inputs[n] = number
@@ -168,16 +192,33 @@ class Call:
             inputs[n] = tensor
         return inputs
 
-    def backward(self, inputs: list[Any], cotangents: Sequence[Tensor], saved: Sequence[Tensor]) -> Gradients:
+    def backward(self, ctx: Any, given: Sequence[Tensor | None], saved: Sequence[Tensor]) -> Gradients | None:
+        """The gradients, where cotangents come as they came before and the saved tensors are as they were; None elsewhere."""
+        if self._quick is None:
+            return None
+        before, test, run, alike = self._quick
+        if not test(*given) or switches() != before:
+            return None
+        count = len(self.tensors)
+        grads = run(
+            *(saved[:count] if self.whole_inputs else self.inputs(ctx.numbers if self.numbers else (), saved)), *given, *saved[count:]
+        )
+        return (None, *grads) if alike else self.placed(self.whole, grads, given)
+
+    def plainly(self, inputs: list[Any], cotangents: Sequence[Tensor], saved: Sequence[Tensor]) -> Gradients:
         """The gradients, where cotangents of all outputs arrive and the saved tensors are as they were."""
+        if self.whole.executor is None:
+            return self.placed(self.whole, (), cotangents)
         args = [*inputs, *cotangents, *saved]
-        key = (self.owner.base.switches(), *((g.stride(), g.dtype) for g in cotangents))
-        found = self._backward.get(key)
-        if found is None:
-            if self.whole.executor is None:
-                return (None,) * (1 + len(inputs))
-            found = self._backward[key] = (self.whole.executor.ready(args), self.whole.gradients)
-        return self.placed(found[1], found[0](args))
+        run = self.whole.executor.ready(args)
+        grads = run(*args)
+        test = test_of(cotangents)
+        if test is not None:
+            alike = self.whole.gradients == tuple(range(len(self.dtypes))) and all(
+                g.dtype is d for g, d in zip(grads, self.dtypes, strict=True)
+            )
+            self._quick = switches(), test, run, alike
+        return self.placed(self.whole, grads, cotangents)
 
     def part(self, inputs: list[Any], given: Sequence[Tensor | None], saved: Sequence[Tensor], outputs: Sequence[Any]) -> Gradients:
         """The gradients, where some outputs were not used, or somebody looks, or hooks made other tensors of what was saved."""
@@ -185,17 +226,19 @@ class Call:
         if outputs:
             names = self.owner.program.results
             found = self.halves.backward(self.stored, [name for name, g in zip(names, given, strict=True) if g is not None])
-        if found.executor is None:
-            return (None,) * (1 + len(inputs))
         cotangents = filled(given, outputs)
-        return self.placed(found.gradients, execute(found.executor, [*inputs, *(cotangents[n] for n in found.cotangents), *saved]))
+        if found.executor is None:
+            return self.placed(found, (), cotangents)
+        grads = execute(found.executor, [*inputs, *(cotangents[n] for n in found.cotangents), *saved])
+        return self.placed(found, grads, cotangents)
 
-    def placed(self, positions: Sequence[int], grads: Sequence[Tensor]) -> Gradients:
+    def placed(self, found: Backward, grads: Sequence[Tensor], cotangents: Sequence[Tensor | None]) -> Gradients:
         """Gradients behind a place for the node, at the places of their arguments and in their dtypes."""
         result: list[Tensor | None] = [None] * (1 + len(self.dtypes))
-        for n, grad in zip(positions, grads, strict=True):
+        passed = [(n, cotangents[m]) for n, m in found.passed]
+        for n, grad in [*zip(found.gradients, grads, strict=True), *passed]:
             dtype = self.dtypes[n]
-            result[n + 1] = grad if grad.dtype is dtype else None if dtype is None else grad.to(dtype)
+            result[n + 1] = grad if grad is None or grad.dtype is dtype else None if dtype is None else grad.to(dtype)
         return tuple(result)
 
 
@@ -222,24 +265,27 @@ class _Node(torch.autograd.Function):
     """One call. Inputs that no gradient reads are not kept."""
 
     @staticmethod
-    def forward(ctx: Any, node: Differentiable, *args: Any) -> Any:
-        call = node.call_for(args)
-        outputs = call.forward(args)
+    def forward(ctx: Any, call: Call, *args: Any) -> Any:
+        outputs = call.forward(*args)
         ctx.call = call
-        ctx.set_materialize_grads(False)
         ctx.direct = call.ready and _saving_hooks(True) is None
-        ctx.numbers = tuple([args[n] for n in call.numbers])
-        kept = call.halves.kept
+        if call.numbers:
+            ctx.numbers = [args[n] for n in call.numbers]
+        read = args if call.whole_inputs else [args[n] for n in call.tensors]
         if len(outputs) == 1:
             result = outputs[0]
-            ctx.save_for_backward(*[args[n] for n in call.tensors], *([result] if kept else ()))
+            ctx.save_for_backward(*read, *(outputs if call.kept else ()))
             if not result.dtype.is_floating_point:
                 ctx.mark_non_differentiable(result)
             return result
-        results, saved = outputs[: node.results], outputs[node.results :]
-        ctx.save_for_backward(*[args[n] for n in call.tensors], *[results[n] for n in kept], *saved)
-        ctx.mark_non_differentiable(*[r for r in results if not r.dtype.is_floating_point])
-        if node.results == 1:
+        count = call.owner.results
+        results, saved = outputs[:count], outputs[count:]
+        if call.several:
+            ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*read, *[results[n] for n in call.kept], *saved)
+        if not all(r.dtype.is_floating_point for r in results):
+            ctx.mark_non_differentiable(*[r for r in results if not r.dtype.is_floating_point])
+        if not call.several:
             return results[0]
         ctx.outputs = [(r.shape, r.dtype, r.device) for r in results]
         return results
@@ -248,15 +294,27 @@ class _Node(torch.autograd.Function):
     def backward(ctx: Any, *given: Tensor | None) -> Any:
         call: Call = ctx.call
         saved = ctx.saved_tensors
-        count = len(call.tensors)
-        inputs = call.inputs(ctx.numbers, saved)
-        unused = sum([g is None for g in given])
-        if ctx.direct and not unused and not torch.is_grad_enabled() and plain(given):
-            return call.backward(inputs, given, saved[count:])  # type: ignore[arg-type]
-        if unused == len(given):
-            return (None,) * (1 + len(inputs))
-        outputs = ctx.outputs if unused else ()
-        if torch.is_grad_enabled() or transforms():
-            found = call.owner.derivative(*inputs, *filled(given, outputs))
-            return call.placed(call.owner.positions, found if isinstance(found, tuple) else (found,))
-        return call.part(inputs, given, saved[count:], outputs)
+        if compiling():  # of a backward that torch traces
+            return _looked_up(ctx, call, given, saved, False)
+        direct = ctx.direct and not torch.is_grad_enabled()
+        if direct and not modes():
+            found = call.backward(ctx, given, saved)
+            if found is not None:
+                return found
+        with torch._C._ExcludeDispatchKeyGuard(AUTOCAST):  # the program has its casts
+            return _looked_up(ctx, call, given, saved, direct)
+
+
+def _looked_up(ctx: Any, call: Call, given: Sequence[Tensor | None], saved: Sequence[Tensor], direct: bool) -> Gradients:
+    count = len(call.tensors)
+    inputs = call.inputs(ctx.numbers if call.numbers else (), saved)
+    unused = sum([g is None for g in given])
+    if direct and not unused and plain(given):
+        return call.plainly(inputs, given, saved[count:])  # type: ignore[arg-type]
+    if unused == len(given):
+        return (None,) * (1 + len(inputs))
+    outputs = ctx.outputs if unused else ()
+    if torch.is_grad_enabled() or transforms():
+        whole: Any = call.owner.derivative(*inputs, *filled(given, outputs))
+        return call.placed(Backward(None, (), call.owner.positions), whole if isinstance(whole, tuple) else (whole,), ())
+    return call.part(inputs, given, saved[count:], outputs)

@@ -147,7 +147,8 @@ def _texts(program: Program, args: list[Any] | None, options: argparse.Namespace
 
 def _emit(kind: str, program: Program, shown: Program, args: list[Any] | None, target: str | None) -> str:
     """A stage of `shown`, which is `program` or its gradient; `args` are those of `program`."""
-    from tdsl.function import KINDS, function
+    from tdsl.emit import KINDS
+    from tdsl.function import function
 
     if kind not in KINDS:
         raise ArgumentError(f"no stage is called {kind!r}", help=f"kinds: {', '.join(KINDS)}")

@@ -55,7 +55,7 @@ def integral(e: Expr) -> bool:
     """Whether an expression is integer arithmetic on indices, sizes and integer scalars only (a scalar alone may be a float)."""
     if isinstance(e, Call):
         return e.op in _INTEGER and all(integral(a) for a in e.args)
-    return isinstance(e, Index | Size) or (isinstance(e, Const) and type(e.value) is int)
+    return isinstance(e, Index | Size) or (isinstance(e, Const) and e.value.__class__ is int)
 
 
 def unguarded(value: Expr) -> tuple[list[Expr], Expr]:

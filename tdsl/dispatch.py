@@ -1,12 +1,12 @@
-"""What torch's dispatcher does with `tdsl::call`: autocast, torch.func, forward mode, autograd; the outermost first.
+"""The kernels of the operators: what torch's dispatcher does with a call. Autocast, torch.func, forward mode, autograd; the outermost first.
 
-Under torch.func a call is an autograd.Function that torch.func knows: its backward is the gradient program, its vmap the program
-with one more index, its jvp the tangent program. The kernel for torch.func stands at the dispatch key in front of all others, so
-that a transformed call is the same in eager mode and in a traced graph.
+Under torch.func a call is an autograd.Function that torch.func knows (transformed.py). The kernel for torch.func stands at the dispatch
+key in front of all others, so that a transformed call is the same in eager mode and in a traced graph.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,93 +14,60 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from tdsl.arguments import form
+from tdsl.donate import check_recorded
 from tdsl.errors import Unsupported
-from tdsl.operators import LIBRARY, VMAP, call, carries_tangents, execute, function_of, transforms, unpack, wants_gradient
+from tdsl.fake import SizeRules, agree
+from tdsl.operators import AUTOCAST, LIBRARY, VMAP, call, carries_tangents, unpack, wants_gradient
+from tdsl.recipes import PARTS, known_executor, known_function, remember
+from tdsl.runtime import Executor
+from tdsl.text import parse
+from tdsl.torch_function import Function
+from tdsl.transformed import transformed
+
+# What the dispatcher includes and excludes where nothing is going on.
+_OUTSIDE = (torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set())
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a recipe names
+
+_rebuilt: dict[str, Function] = {}
 
 
-class Transformed(torch.autograd.Function):
-    """A call that torch.func, or forward mode, transforms. Its backward runs the whole gradient program on the inputs."""
-
-    @staticmethod
-    def forward(function: Any, *args: Any) -> tuple[Tensor, ...]:
-        """The outputs; contiguous, since torch wants a value and its tangent laid out alike."""
-        return tuple(r.contiguous() for r in execute(function.executor, args))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        """Keeps the inputs, for both directions."""
-        function, *args = inputs
-        tensors = [a for a in args if isinstance(a, Tensor)]
-        ctx.function = function
-        ctx.numbers = [None if isinstance(a, Tensor) else a for a in args]
-        ctx.save_for_backward(*tensors)
-        ctx.save_for_forward(*tensors)
-        ctx.mark_non_differentiable(*(o for o in output if not o.dtype.is_floating_point))
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradients of the inputs that need one."""
-        args = _arguments(ctx)
-        wrt = _wrt(ctx.function, [isinstance(a, Tensor) and need for a, need in zip(args, ctx.needs_input_grad[1:], strict=True)])
-        if not wrt:
-            return (None, *(None for _ in args))
-        found = ctx.function.grad(wrt)(*args, *cotangents)
-        grads = dict(zip(wrt, found if isinstance(found, tuple) else (found,), strict=True))
-        named = zip(ctx.function.program.inputs, args, strict=True)
-        return (None, *(grads[name].to(a.dtype) if name in grads else None for name, a in named))
-
-    @staticmethod
-    def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        """The tangents of the outputs, by the tangent program."""
-        args = _arguments(ctx)
-        wrt = _wrt(ctx.function, [t is not None for t in tangents])
-        if not wrt:
-            return tuple(None for _ in ctx.function.program.outputs)
-        given = dict(zip(ctx.function.program.inputs, tangents, strict=True))
-        found = ctx.function.jvp(wrt)(*args, *(given[name] for name in wrt))
-        return tuple(t.contiguous() for t in (found if isinstance(found, tuple) else (found,)))
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], function: Any, *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        """The program with one more index, in front of the outputs' own."""
-        found = function.vmap(tuple(in_dims[1:]))(*args)
-        results = found if isinstance(found, tuple) else (found,)
-        return results, (0,) * len(results)
+def function_of(recipe: str) -> Function:
+    """The Function of a recipe; one that is not there, in another process say, is made from its text."""
+    found: Function | None = known_function(recipe)
+    if found is None:
+        found = _rebuilt[recipe] = _rebuild(json.loads(recipe))
+    return found
 
 
-def _arguments(ctx: Any) -> list[Any]:
-    tensors = iter(ctx.saved_tensors)
-    return [next(tensors) if number is None else number for number in ctx.numbers]
+def _rebuild(fields: dict[str, Any]) -> Function:
+    if "instance" in fields:
+        raise Unsupported(
+            f"the Function that this graph was made of was changed by hand, and is gone (dispatch)\n{fields['program']}",
+            help="keep it while the graph lives; a graph for other processes is exported before schedule() and define_grad()",
+        )
+    donate = tuple(fields.get("donate", ()))
+    return Function(parse(fields["program"]), fields.get("backend", "auto"), precision=fields.get("precision"), donate=donate)
 
 
-def _wrt(function: Any, wanted: Sequence[bool]) -> tuple[str, ...]:
-    return tuple(name for name, want in zip(function.program.inputs, wanted, strict=True) if want and name in function.differentiable)
+def executor_of(recipe: str) -> Executor:
+    """The executor of a recipe: of a program, or of the forward or backward part of a gradient."""
+    found = known_executor(recipe)
+    if found is not None:
+        return found
+    fields = json.loads(recipe)
+    part = {name: fields.pop(name) for name in PARTS if name in fields}
+    function = function_of(json.dumps(fields))
+    executor: Executor = function.part(**part) if part else function.executor
+    _rebuilt[recipe] = function
+    remember(recipe, executor)
+    return executor
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Kernels
-
-_AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
-
-
-_modes, _casts, _tracing = torch._C._len_torch_dispatch_stack, torch._C._is_any_autocast_enabled, torch._C._get_tracing_state
-
-
-def looked_at() -> bool:
-    """Whether a call on ordinary tensors may mean more than running it: modes, torch.func, forward mode, autocast."""
-    return bool(_modes() or transforms() or forward_ad._current_level >= 0 or _casts() or _tracing() is not None)
-
-
-def transformed(function: Any, args: Sequence[Any]) -> list[Tensor]:
-    """A call under torch.func, or one whose inputs carry tangents."""
-    levels = torch._C._functorch.get_interpreter_stack() or ()
-    if sum(level.key() == torch._C._functorch.TransformType.Jvp for level in levels) > 1:
-        raise Unsupported(
-            "forward mode inside forward mode: torch would lose the inner tangents without a word (dispatch)",
-            help="take one of the derivatives in reverse mode: torch.func.hessian, or jacfwd(jacrev(f))",
-        )
-    results: Any = Transformed.apply(function, *args)  # type: ignore[no-untyped-call]
-    return list(results)
 
 
 def _functorch(recipe: str, kinds: str, tensors: Sequence[Tensor], ints: Sequence[int], floats: Sequence[float]) -> list[Tensor]:
@@ -128,7 +95,7 @@ def _autocast(recipe: str, kinds: str, tensors: Sequence[Tensor], ints: Sequence
     args = unpack(kinds, tensors, ints, floats)
     function = function_of(recipe)
     function = function.under_autocast(args) or function  # before the guard, which is what turns autocast off
-    with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
+    with torch._C._ExcludeDispatchKeyGuard(AUTOCAST):
         return call(function.recipe, args)
 
 
@@ -140,8 +107,73 @@ def _autograd(recipe: str, kinds: str, tensors: Sequence[Tensor], ints: Sequence
     return torch.ops.tdsl.run(recipe, kinds, tensors, ints, floats) if results is None else list(results)
 
 
-LIBRARY.impl("call", _functorch, "FuncTorchDynamicLayerFrontMode")
-LIBRARY.impl("call", _batched, "Batched")
-LIBRARY.impl("call", _autocast, "AutocastCPU")
-LIBRARY.impl("call", _autocast, "AutocastCUDA")
-LIBRARY.impl("call", _autograd, "Autograd")
+def _launch(recipe: str, kinds: str, tensors: Sequence[Tensor], ints: Sequence[int], floats: Sequence[float]) -> list[Tensor]:
+    if forward_ad._current_level >= 0:
+        with torch._C._ForceDispatchKeyGuard(*_OUTSIDE):  # below autograd torch refuses to look at tangents
+            lost = carries_tangents(tensors)
+        if lost:
+            raise Unsupported(
+                "forward mode from outside of a compiled graph: torch drops the tangents there (dispatch)",
+                help="take the derivative inside of what is compiled: torch.func.jvp, torch.func.jacfwd",
+            )
+    if wants_gradient(tensors):  # a graph that was lowered below autograd, in a place where gradients are recorded
+        return call(recipe, unpack(kinds, tensors, ints, floats))
+    results = executor_of(recipe)(unpack(kinds, tensors, ints, floats))
+    return [r.contiguous() for r in results]
+
+
+def _fake(recipe: str, kinds: str, tensors: Sequence[Tensor], ints: Sequence[int], floats: Sequence[float]) -> list[Tensor]:
+    if wants_gradient(tensors):
+        raise Unsupported(
+            "a graph that was lowered for inference records no gradients when it is traced again (dispatch)",
+            help="export it with torch.export.export and no run_decompositions, or trace it under torch.no_grad()",
+        )
+    return _shapes(executor_of(recipe), unpack(kinds, tensors, ints, floats))
+
+
+def _shapes(executor: Executor, args: Sequence[Any]) -> list[Tensor]:
+    """Tensors like the outputs, without values."""
+    described = [form(a) for a in args]
+    found = executor.outputs_for(described)
+    shapes: list[tuple[Any, ...]] = [shape for shape, _ in found]
+    if any(isinstance(n, torch.SymInt) for a in args for n in (a.shape if isinstance(a, Tensor) else (a,))):
+        agree(executor.program, args)
+        shapes = SizeRules(executor.flat).shapes_for(executor.flat.results, args, shapes)
+    tensors = [a for a in args if isinstance(a, Tensor)]
+    device = next((t.device for t in tensors if t.dim()), tensors[0].device if tensors else torch.device("cpu"))
+    return [torch.empty(shape, dtype=dtype, device=device) for shape, (_, dtype) in zip(shapes, found, strict=True)]
+
+
+def _update(
+    recipe: str, kinds: str, written: Sequence[Tensor], tensors: Sequence[Tensor], ints: Sequence[int], floats: Sequence[float]
+) -> None:
+    executor = executor_of(recipe)
+    check_recorded(executor.program, [*written, *tensors])
+    count = len(executor.donate)
+    results = executor(unpack(kinds, tensors, ints, floats, written[:count]))
+    made = [r for r, name in zip(results, executor.program.results, strict=True) if name not in executor.donate]
+    for target, result in zip(written[count:], made, strict=True):
+        target.copy_(result)
+
+
+def _blank(recipe: str, kinds: str, tensors: Sequence[Tensor], ints: Sequence[int], floats: Sequence[float]) -> list[Tensor]:
+    executor = executor_of(recipe)
+    made = _shapes(executor, unpack(kinds, tensors, ints, floats))
+    return [t for t, name in zip(made, executor.program.results, strict=True) if name not in executor.donate]
+
+
+def install() -> None:
+    """Gives torch the kernels of the operators: once per process."""
+    for name in ("call", "run"):
+        LIBRARY.impl(name, _launch, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"tdsl::{name}", _fake, lib=LIBRARY)
+    LIBRARY.impl("run", torch.library.fallthrough_kernel, "Autograd")
+    LIBRARY.impl("call", _functorch, "FuncTorchDynamicLayerFrontMode")
+    LIBRARY.impl("call", _batched, "Batched")
+    LIBRARY.impl("call", _autocast, "AutocastCPU")
+    LIBRARY.impl("call", _autocast, "AutocastCUDA")
+    LIBRARY.impl("call", _autograd, "Autograd")
+    LIBRARY.impl("update", _update, "CompositeExplicitAutograd")
+    torch.library.register_fake("tdsl::update", lambda *_: None, lib=LIBRARY)
+    LIBRARY.impl("blank", _blank, "CompositeExplicitAutograd")
+    torch.library.register_fake("tdsl::blank", _blank, lib=LIBRARY)

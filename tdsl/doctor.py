@@ -22,10 +22,10 @@ import torch
 from lowering import cpp_launch, disk_cache
 from lowering.targets import TARGETS
 from tdsl.config import SETTINGS, config
+from tdsl.devices import target_of
 from tdsl.errors import Error, Unsupported
 from tdsl.function import Function
 from tdsl.page import Page, Section, Table, quantity
-from tdsl.runtime import target_of
 from tdsl.text import parse
 
 # Packages and what is lost without each.

@@ -44,7 +44,7 @@ def dtype_of(expr: Expr, dtypes: Mapping[str, str], ranks: Mapping[str, int]) ->
         case Access(tensor=name):
             return (dtypes[name], category(ranks[name])) if name in dtypes else ("bool", WEAK)
         case Const(value=value):
-            return _WEAK_DTYPES[type(value)], WEAK
+            return _WEAK_DTYPES[value.__class__], WEAK
         case Index() | Size():
             return "int64", WEAK
         case Call(op=op, args=args):

@@ -170,7 +170,7 @@ def _machine_row(r: KernelReport) -> tuple[str, ...]:
 
 
 def schedule_text(step: Step) -> str:
-    """How a kernel is cut into tiles: each axis with its tile, warps, stages and grouping."""
+    """How a kernel is cut into tiles: each axis with its tile, warps, stages and grouping, and how tiles are moved."""
     tile = step.tile
     axes = "; ".join(f"{a.role} {' '.join(i for i, _ in a.indices)} in tiles of {a.tile} (of {a.extent})" for a in tile.axes)
     if step.source is None:
@@ -181,7 +181,15 @@ def schedule_text(step: Step) -> str:
         _several(tile.num_stages, "stage"),
         f"groups of {tile.group}",
     )
-    return f"{axes or 'no axes'}\n{', '.join(launch)}"
+    form = []
+    if tile.walkers:
+        form.append(f"they walk {_several(tile.grid_tiles, 'tile')}")
+    if tile.descriptors:
+        form.append(f"descriptors move {', '.join(dict.fromkeys(d.buffer.tensor for d in tile.descriptors))}")
+    if tile.parts:
+        form.append(f"{tile.parts.axis} is stored in {tile.parts.count} parts")
+    lines = [axes or "no axes", ", ".join(launch), "; ".join(form), tile.unfit]
+    return "\n".join(line for line in lines if line)
 
 
 def _several(count: int, what: str) -> str:

@@ -41,11 +41,13 @@ from tdsl.signature import place_of, place_of_inputs
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """What inference needs of an argument. weak: a Python number, which promotes as one."""
+    """What inference needs of an argument. weak: a Python number, which promotes as one. stored: its dtype in memory, where that is
+    another than the one that it counts as."""
 
     shape: tuple[int, ...]
     dtype: str
     weak: bool = False
+    stored: str = ""
 
 
 @dataclass(frozen=True, slots=True)

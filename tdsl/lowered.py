@@ -36,6 +36,14 @@ class Runnable(Protocol):
         """The target that arguments are compiled for where none is named."""
         ...
 
+    def lower(self, *args: Any, target: str | None = None) -> State:
+        """Everything that the compiler finds for arguments."""
+        ...
+
+    def grad(self, wrt: str | Sequence[str] | None = None) -> Runnable:
+        """The gradient."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Lowered:
@@ -76,6 +84,8 @@ def lowered(function: Runnable, args: Sequence[Any], target: str | None, *, grad
     if parts.saved:
         trainer = Executor(program, executor.backend, flat=parts.forward, saved=frozenset(parts.saved), control=executor.control)
         saving = _lower("forward", trainer, found, target, parts.saved)
+    if not parts.backward.outputs:
+        return (forward, *((saving,) if saving is not forward else ()))
     specs, logical = backward_specs(saving.state, parts.forward, parts.backward, found, parts.saved)
     strides = {n: found.strides[n] for n in program.inputs if n in found.strides}
     backward = Executor(parts.backward, executor.backend, stored=logical, control=executor.control)

@@ -2,55 +2,63 @@
 
     tdsl::call(str recipe, str kinds, Tensor[] tensors, SymInt[] ints, float[] floats) -> Tensor[]   a Function: differentiable
     tdsl::run(str recipe, str kinds, Tensor[] tensors, SymInt[] ints, float[] floats) -> Tensor[]    what is left below autograd
+    tdsl::update(str recipe, str kinds, Tensor(a!)[] written, Tensor[] tensors, SymInt[] ints, float[] floats) -> ()
+                                                          a Function that writes into arguments; then come its other outputs
+    tdsl::blank(str recipe, str kinds, Tensor[] tensors, SymInt[] ints, float[] floats) -> Tensor[]          memory for these
 
-`kinds` has a letter per argument: t(ensor), i(nt), f(loat), b(ool). The recipe is JSON that names the program by its text, so that an
-exported graph runs in another process; there the program is compiled anew. Results are contiguous and share no memory with
-arguments. Eager calls on plain tensors go past all of this: see `plain`.
+`kinds` has a letter per argument: t(ensor), d(onated), i(nt), f(loat), b(ool). recipes.py says what a recipe is; dispatch.py has the
+operators' kernels. Results are contiguous and share no memory with arguments. Eager calls on plain tensors go past all of this: see
+`plain`.
 """
 
 from __future__ import annotations
 
-import json
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
-from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from tdsl.arguments import form, layout
-from tdsl.errors import ArgumentError, Unsupported
-from tdsl.fake import SizeRules, agree
+from tdsl.arguments import layout
+from tdsl.errors import ArgumentError
 from tdsl.ir import Program
-from tdsl.runtime import Executor, Outputs
+from tdsl.launching import Outputs
+from tdsl.runtime import Executor
 
-# What the dispatcher includes and excludes where nothing is going on.
-_OUTSIDE = (torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set())
 LIBRARY = torch.library.Library("tdsl", "FRAGMENT")
-_SCHEMA = "(str recipe, str kinds, Tensor[] tensors, SymInt[] ints, float[] floats) -> Tensor[]"
-LIBRARY.define("call" + _SCHEMA)
-LIBRARY.define("run" + _SCHEMA)
+_REST = "Tensor[] tensors, SymInt[] ints, float[] floats) -> Tensor[]"
+LIBRARY.define(f"call(str recipe, str kinds, {_REST}")
+LIBRARY.define(f"run(str recipe, str kinds, {_REST}")
+LIBRARY.define(f"blank(str recipe, str kinds, {_REST}")
+LIBRARY.define("update(str recipe, str kinds, Tensor(a!)[] written, Tensor[] tensors, SymInt[] ints, float[] floats) -> ()")
 
 Packed = tuple[str, list[Tensor], list[int], list[float]]
 
-_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+compiling: Callable[[], bool] = torch.compiler.is_compiling
+modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 _tracing: Callable[[], Any] = torch._C._get_tracing_state  # of torch.jit.trace
 _functorch: Callable[[], bool] = torch._C._are_functorch_transforms_active
+_casts: Callable[[], bool] = torch._C._is_any_autocast_enabled
 _included: Callable[[Any], bool] = torch._C._dispatch_tls_is_dispatch_key_included
+AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
 VMAP: Any = torch._C._parse_dispatch_key("VmapMode")  # the older vmap, which torch's own batched gradients use
 
 
 def transforms() -> bool:
     """Whether torch.func, or a vmap of torch's own, is at work."""
-    return not torch.compiler.is_compiling() and (_functorch() or _included(VMAP))
+    return not compiling() and (_functorch() or _included(VMAP))
+
+
+def looked_at() -> bool:
+    """Whether a call on ordinary tensors may mean more than running it: modes, torch.func, forward mode, autocast, the older tracer."""
+    return bool(modes() or transforms() or forward_ad._current_level >= 0 or _casts() or _tracing() is not None)
 
 
 def plain(args: Sequence[Any]) -> bool:
     """Whether a call can go straight to the kernels: nothing traces, transforms or intercepts it, and its tensors are tensors."""
-    if torch.compiler.is_compiling() or _modes() or _functorch() or _included(VMAP) or _tracing() is not None:
+    if compiling() or modes() or _functorch() or _included(VMAP) or _tracing() is not None:
         return False
     for a in args:
         kind = type(a)
@@ -59,76 +67,23 @@ def plain(args: Sequence[Any]) -> bool:
     return True
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Recipes
-
-_executors: WeakValueDictionary[str, Executor] = WeakValueDictionary()
-_functions: WeakValueDictionary[str, Any] = WeakValueDictionary()
-_rebuilt: dict[str, Any] = {}
-_lock = threading.Lock()
-
-
-def recipe_of(program: Program, backend: str, precision: str | None, instance: int) -> str:
-    """The recipe of a Function. precision: what autocast made of it. instance: not 0 for one that was changed by hand here."""
-    fields = {"program": str(program), "backend": backend, "precision": precision, "instance": instance}
-    return json.dumps({name: value for name, value in fields.items() if value and value != "auto"})
-
-
-def part_of(recipe: str, **part: Any) -> str:
-    """The recipe of one side of the cut gradient of a Function."""
-    return json.dumps({**json.loads(recipe), **part})
-
-
-def remember(recipe: str, executor: Executor, function: Any = None) -> None:
-    """Lets the operators find what a recipe names, as long as it lives; the first of equals serves for all of them."""
-    executor.recipe = recipe
-    with _lock:
-        _executors.setdefault(recipe, executor)
-        if function is not None:
-            _functions.setdefault(recipe, function)
-
-
-def function_of(recipe: str) -> Any:
-    """The Function of a recipe; one that is not there, in another process say, is made from its text."""
-    found = _functions.get(recipe)
-    if found is None:
-        found = _rebuilt[recipe] = _rebuild(json.loads(recipe))
-    return found
-
-
-def _rebuild(fields: dict[str, Any]) -> Any:
-    from tdsl.function import Function
-    from tdsl.text import parse
-
-    if "instance" in fields:
-        raise Unsupported(
-            f"the Function that this graph was made of was changed by hand, and is gone (operators)\n{fields['program']}",
-            help="keep it while the graph lives; a graph for other processes is exported before schedule() and define_grad()",
-        )
-    return Function(parse(fields["program"]), fields.get("backend", "auto"), precision=fields.get("precision"))
-
-
-def executor_of(recipe: str) -> Executor:
-    """The executor of a recipe: of a program, or of the forward or backward part of a gradient."""
-    found = _executors.get(recipe)
-    if found is not None:
-        return found
-    fields = json.loads(recipe)
-    part = {name: fields.pop(name) for name in ("part", "wrt", "fuses", "recomputed", "stored", "outputs") if name in fields}
-    function = function_of(json.dumps(fields))
-    executor: Executor = function.part(**part) if part else function.executor
-    _rebuilt[recipe] = function
-    remember(recipe, executor)
-    return executor
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Calls
-
-
 def call(recipe: str, args: Sequence[Any]) -> list[Tensor]:
     """A call as the differentiable operator."""
     return torch.ops.tdsl.call(recipe, *pack(args))  # type: ignore[no-any-return]
+
+
+def update(recipe: str, program: Program, donate: Sequence[str], args: Sequence[Any]) -> list[Tensor]:
+    """A call that writes into arguments, as the operator: the outputs, these arguments among them."""
+    given = dict(zip(program.inputs, args, strict=True))
+    kinds, tensors, ints, floats = pack(args)
+    others: list[Tensor] = []
+    if len(donate) < len(program.results):
+        others = torch.ops.tdsl.blank(recipe, kinds, tensors, ints, floats)
+    kinds = "".join("d" if name in donate else kind for name, kind in zip(program.inputs, kinds, strict=True))
+    rest = [a for name, a in given.items() if isinstance(a, Tensor) and name not in donate]
+    torch.ops.tdsl.update(recipe, kinds, [*(given[name] for name in donate), *others], rest, ints, floats)
+    made = iter(others)
+    return [given[name] if name in donate else next(made) for name in program.results]
 
 
 def execute(executor: Executor, args: Sequence[Any]) -> Outputs:
@@ -151,15 +106,18 @@ def _whole(a: Any) -> bool:
     return isinstance(a, int | torch.SymInt)
 
 
-def unpack(kinds: str, tensors: Sequence[Tensor], ints: Sequence[int], floats: Sequence[float]) -> list[Any]:
+def unpack(
+    kinds: str, tensors: Sequence[Tensor], ints: Sequence[int], floats: Sequence[float], donated: Sequence[Tensor] = ()
+) -> list[Any]:
     """The arguments in order."""
-    if not ints and not floats:
+    if not ints and not floats and not donated:
         return list(tensors)
-    sources: dict[str, Iterator[Any]] = {
+    sources: dict[str, Iterator[Any]] = {  # AOTInductor gives None for ()
         "t": iter(tensors),
+        "d": iter(donated),
         "i": iter(ints or ()),
         "f": iter(floats or ()),
-    }  # AOTInductor gives None for ()
+    }
     sources["b"] = map(bool, sources["i"])
     return [next(sources[kind]) for kind in kinds]
 
@@ -181,46 +139,3 @@ def carries_tangents(args: Sequence[Any]) -> bool:
     if forward_ad._current_level < 0:
         return False
     return any(isinstance(a, Tensor) and forward_ad.unpack_dual(a).tangent is not None for a in args)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Kernels
-
-
-def _launch(recipe: str, kinds: str, tensors: Sequence[Tensor], ints: Sequence[int], floats: Sequence[float]) -> list[Tensor]:
-    if forward_ad._current_level >= 0:
-        with torch._C._ForceDispatchKeyGuard(*_OUTSIDE):  # below autograd torch refuses to look at tangents
-            lost = carries_tangents(tensors)
-        if lost:
-            raise Unsupported(
-                "forward mode from outside of a compiled graph: torch drops the tangents there (operators)",
-                help="take the derivative inside of what is compiled: torch.func.jvp, torch.func.jacfwd",
-            )
-    if wants_gradient(tensors):  # a graph that was lowered below autograd, in a place where gradients are recorded
-        return call(recipe, unpack(kinds, tensors, ints, floats))
-    results = executor_of(recipe)(unpack(kinds, tensors, ints, floats))
-    return [r.contiguous() for r in results]
-
-
-def _fake(recipe: str, kinds: str, tensors: Sequence[Tensor], ints: Sequence[int], floats: Sequence[float]) -> list[Tensor]:
-    if wants_gradient(tensors):
-        raise Unsupported(
-            "a graph that was lowered for inference records no gradients when it is traced again (operators)",
-            help="export it with torch.export.export and no run_decompositions, or trace it under torch.no_grad()",
-        )
-    executor = executor_of(recipe)
-    args = unpack(kinds, tensors, ints, floats)
-    described = [form(a) for a in args]
-    found = executor.outputs_for(described)
-    shapes: list[tuple[Any, ...]] = [shape for shape, _ in found]
-    if any(isinstance(n, torch.SymInt) for a in args for n in (a.shape if isinstance(a, Tensor) else (a,))):
-        agree(executor.program, args)
-        shapes = SizeRules(executor.flat).shapes_for(executor.flat.results, args, shapes)
-    device = next((t.device for t in tensors if t.dim()), tensors[0].device if tensors else torch.device("cpu"))
-    return [torch.empty(shape, dtype=dtype, device=device) for shape, (_, dtype) in zip(shapes, found, strict=True)]
-
-
-for _name in ("call", "run"):
-    LIBRARY.impl(_name, _launch, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"tdsl::{_name}", _fake, lib=LIBRARY)
-LIBRARY.impl("run", torch.library.fallthrough_kernel, "Autograd")

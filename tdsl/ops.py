@@ -31,8 +31,25 @@ class Dtype:
     compute: str
 
 
-DTYPES = {
+# Dtypes that tensors have in memory only: an input counts as bfloat16, in which its values are exact.
+STORED_ONLY = {
     d.name: d
+    for d in (
+        Dtype("float8_e4m3fn", "fp8e4nv", "float", 8, "float8e4nv", "f8E4M3FN", "float32"),
+        Dtype("float8_e5m2", "fp8e5", "float", 8, "float8e5", "f8E5M2", "float32"),
+    )
+}
+
+
+class _Dtypes(dict[str, Dtype]):
+    """The dtypes that there is arithmetic on; of a dtype in memory each can be asked for."""
+
+    def __missing__(self, name: str) -> Dtype:
+        return STORED_ONLY[name]
+
+
+DTYPES = _Dtypes(
+    (d.name, d)
     for d in (
         #     name        short   kind    bits triton      mlir    compute
         Dtype("bool", "bool", "bool", 8, "int1", "i1", "bool"),
@@ -46,8 +63,9 @@ DTYPES = {
         Dtype("float32", "fp32", "float", 32, "float32", "f32", "float32"),
         Dtype("float64", "fp64", "float", 64, "float64", "f64", "float64"),
     )
-}
+)
 SHORT = {d.short: d.name for d in DTYPES.values()} | {"f16": "float16", "f32": "float32", "f64": "float64"}
+SHORT |= {"e4m3": "float8_e4m3fn", "e5m2": "float8_e5m2"}
 
 
 def promote(a: str, b: str) -> str:

@@ -16,6 +16,7 @@ from tdsl.affine import Affine, Bound, Extent, Known, Ranges, enclosure, is_exac
 from tdsl.errors import BoundsError, Error, IndexError_, NameError_, RangeError, RankMismatch, SizeMismatch
 from tdsl.ir import Access, Clamp, Expr, Index, Loop, Pad, Range, Reduce, Softmax, Span, Statement, children, free_indices, substitute
 from tdsl.printer import print_expr
+from tdsl.traced import whole
 
 
 @dataclass(slots=True, eq=False)
@@ -335,7 +336,7 @@ class Node:
                     span=_place(target.source, dim),
                     help="give the index a range that keeps it at 0 or above",
                 )
-            shape.append(max(0, int(most) + 1))
+            shape.append(max(0, whole(most) + 1))
         self.sizes.shapes[name] = tuple(shape)
         self.sized_here[name] = target
         return True

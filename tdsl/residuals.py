@@ -10,12 +10,12 @@ is never made again: all that the backward reads of it is saved.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from tdsl.distribute import distribute
 from tdsl.gather import gather_form
-from tdsl.ir import Access, Call, Loop, Output, Param, Program, Size, Statement, children, expressions, reads, statements, walk
+from tdsl.ir import Access, Call, Index, Loop, Output, Param, Program, Size, Statement, children, expressions, reads, statements, walk
 from tdsl.ops import OPS
 from tdsl.simplify import drop_dead
 from tdsl.swap import flattened, gradient
@@ -29,13 +29,15 @@ _CHEAP = 3.0
 @dataclass(frozen=True, slots=True)
 class Cut:
     """forward: the flat program with the saved tensors as further outputs. backward: from inputs, cotangents and saved tensors
-    to gradients. saved: the names of the saved tensors that are no outputs already. kept: those that are outputs. wrt: the inputs."""
+    to gradients. saved: the names of the saved tensors that are no outputs already. kept: those that are outputs. wrt: the inputs.
+    passed: inputs whose gradient is a cotangent as it is -> the number of its output; the backward does not copy it."""
 
     forward: Program
     backward: Program
     saved: tuple[str, ...]
     kept: tuple[str, ...]
     wrt: tuple[str, ...] = ()
+    passed: Mapping[str, int] = field(default_factory=dict)
 
 
 def cut(program: Program, wrt: Sequence[str], *, fuses: bool, recomputed: frozenset[str] = frozenset(), rule: Rule = gradient) -> Cut:
@@ -51,6 +53,7 @@ def cut(program: Program, wrt: Sequence[str], *, fuses: bool, recomputed: frozen
     compared = _compared(whole)
     keep: dict[str, None] = {}
     again: set[str] = set()
+    remade: dict[str, Statement] = {}
     pending = [a.tensor for node in backward for a in reads(node)]
     measured = (e for node in backward for top in expressions(node) for e in walk(top) if isinstance(e, Size))
     pending += [e.tensor for e in measured if e.tensor in looped]
@@ -63,15 +66,22 @@ def cut(program: Program, wrt: Sequence[str], *, fuses: bool, recomputed: frozen
             keep[name] = None
         else:
             again.add(name)
-            pending += [a.tensor for a in reads(first[name])]
+            made = None if name in compared else _from_output(name, flat, first)
+            if made is not None and recomputed & {a.tensor for a in reads(made)}:
+                made = None
+            if made is not None:
+                remade[name] = made
+            pending += [a.tensor for a in reads(made or first[name])]
     kept = tuple(name for name in keep if name in flat.results)
     saved = tuple(name for name in keep if name not in flat.results)
-    body = tuple(node for node in whole.body if not any(s.target.tensor in keep for s in statements((node,))))
+    left = (node for node in whole.body if not any(s.target.tensor in keep for s in statements((node,))))
+    body = tuple(remade.get(node.target.tensor, node) if isinstance(node, Statement) else node for node in left)
     params = tuple(_param(name, first[name]) for name in (*kept, *saved))
     forward = replace(flat, outputs=(*flat.outputs, *(Output(name) for name in saved)))
     before = drop_dead(distribute(gather_form(forward, colliding=True)))
     after = drop_dead(replace(whole, name=f"{program.name}_bwd", params=(*whole.params, *params), body=body))
-    return Cut(before, after, saved, kept, tuple(wrt))
+    after, passed = without_copies(after, program, wrt)
+    return Cut(before, after, saved, kept, tuple(wrt), passed)
 
 
 def uncut(program: Program, wrt: Sequence[str], rule: Rule = gradient) -> Cut:
@@ -101,6 +111,27 @@ def backward_of(program: Program, wrt: Sequence[str], outputs: Sequence[str], pa
     return drop_dead(replace(whole, name=f"{program.name}_bwd", params=(*whole.params, *params), body=body))
 
 
+def without_copies(backward: Program, program: Program, wrt: Sequence[str]) -> tuple[Program, dict[str, int]]:
+    """A backward of `program` without the gradients that are cotangents as they are, and which these are: input -> number of the cotangent.
+
+    for i, j:  R.grad[i,j] += Y.grad[i,j]
+    """
+    cotangents = {p.name: n for n, p in enumerate(backward.params[len(program.params) :])}
+    writers: dict[str, list[Statement | Loop]] = {}
+    for node in backward.body:
+        for s in statements((node,)):
+            writers.setdefault(s.target.tensor, []).append(node)
+    passed: dict[str, int] = {}
+    for name, output in zip(wrt, backward.results, strict=True):
+        match writers.get(output):
+            case [Statement(op="=" | "+=", target=target, value=Access(tensor=source) as value) as s] if source in cotangents.keys() - writers.keys():
+                plain = all(isinstance(e, Index) for e in target.subscripts) and len({*target.subscripts}) == len(target.subscripts)
+                if plain and value.subscripts == target.subscripts and not s.reduced and not any(r.lo or r.hi for r in s.ranges):
+                    passed[name] = cotangents[source]
+    kept = tuple(o for name, o in zip(wrt, backward.outputs, strict=True) if name not in passed)
+    return (drop_dead(replace(backward, outputs=kept)), passed) if passed else (backward, passed)
+
+
 def sources(program: Program, outputs: Sequence[str]) -> frozenset[str]:
     """The inputs that some outputs depend on, and not by sizes alone."""
     return _needed_by(program, outputs) & frozenset(program.inputs)
@@ -115,6 +146,22 @@ def _needed_by(program: Program, outputs: Sequence[str]) -> frozenset[str]:
             if s.target.tensor in live:
                 live |= {a.tensor for a in reads(s)}
     return frozenset(live)
+
+
+def _from_output(name: str, flat: Program, first: Mapping[str, Statement]) -> Statement | None:
+    """What costs more than a product, made of an output that is there anyway: `Y[i,j] = E[i,j] / s[i]` --> `E[i,j] = Y[i,j] * s[i]`."""
+    made = first[name]
+    if made.op != "=" or _cost(made) <= _CHEAP or _partial(name, flat):
+        return None
+    for output in flat.results:
+        s = first.get(output)
+        if s is None or s.op != "=" or _partial(output, flat) or s.target.subscripts != made.target.subscripts:
+            continue
+        match s.value:
+            case Call(op="div", args=(Access() as part, Access() as by)) if part.tensor == name and part.subscripts == s.target.subscripts:
+                if {r.index for r in s.ranges} == {r.index for r in made.ranges} and first.get(by.tensor, made).reduced:
+                    return replace(made, value=Call("mul", (s.target, by)))
+    return None
 
 
 def _worth_saving(s: Statement, fuses: bool) -> bool:

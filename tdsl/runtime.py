@@ -1,50 +1,52 @@
-"""Program -> callable: specialise on the arguments' layout, compile, launch; with the caches.
+"""Program -> callable: specialise on the arguments' layout, compile, with the caches.
 
-torch       the plan as torch code over whole tensors or blocks (CPU)
+torch       the plan as torch code over whole tensors or blocks, and C++ (CPU)
 triton      the plan as Triton kernels: compiled on CUDA and HIP, through Triton's interpreter on CPU tensors
 reference   the loops
+
+A layout is looked up as it is; one that is new goes to the templates of its size class (size_classes.py); compiling comes last.
 """
 
 from __future__ import annotations
 
-import linecache
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
+from torch.nn import Parameter
 
-from lowering import tile_ir
 from lowering.compiler import Observer, compile_program
 from lowering.control import Control
-from lowering.cpp_launch import compiler, functions
 from lowering.ragged import Limits
-from lowering.state import Allocation, Part, Repeat, State, leaves
-from lowering.steps import View
+from lowering.state import State
+from lowering.targets import TARGETS
 from tdsl import reference
-from tdsl.affine import evaluate, linear
-from tdsl.arguments import TORCH_DTYPES, Form, Layout, check_callable, layout
+from tdsl.arguments import TORCH_DTYPES, Form, Layout, check_callable, layout, widened
 from tdsl.config import config
+from tdsl.devices import cpp_from, input_precision, switches, target_of
 from tdsl.distribute import distribute
-from tdsl.edited import verify
-from tdsl.errors import ArgumentError, CompileError, Unsupported
+from tdsl.donate import check_dtypes, into_donated, written_in_place
+from tdsl.errors import ArgumentError, CompileError, Error, Unsupported
 from tdsl.expand import expand
-from tdsl.extents import as_expr
 from tdsl.gather import gather_form
-from tdsl.guards import axes, run_checks, value_of
+from tdsl.guards import run_checks
 from tdsl.hand import check_names
 from tdsl.infer import Inferred, Spec, infer
-from tdsl.ir import Access, Clamp, Expr, Pad, Program, Reduce, bounds, expressions, statements, walk
-from tdsl.ops import DTYPES
+from tdsl.ir import Program
+from tdsl.launching import MakeKernels, Outputs, Run, order_matters, torch_template, triton_callable, triton_template
+from tdsl.ragged_limits import NO_LIMITS, Extent, is_ragged, limits_of, ragged_extents
 from tdsl.simplify import simplify
+from tdsl.size_classes import Make, SizeClasses, class_of
 from tdsl.ssa import ssa
 from tdsl.swap import differentiable
+from tdsl.traced import Trace
 
 BACKENDS = ("auto", "torch", "triton", "reference")
-Outputs = tuple[torch.Tensor, ...]
-_CPU = torch.device("cpu")
-_GPU_BUILD = bool(torch.version.cuda or torch.version.hip)
+# Layouts that an executor remembers; beyond, it begins anew.
+_LAYOUTS = 4096
 
 
 def flatten(program: Program) -> Program:
@@ -52,35 +54,11 @@ def flatten(program: Program) -> Program:
     return simplify(distribute(gather_form(ssa(expand(program)), colliding=True)))
 
 
-_Extent = tuple[Expr, tuple[tuple[str, int | Expr, int | Expr], ...]]  # how long a range is, and the ranges of the indices in that
-_NO_LIMITS: Limits = {}
-
-
-def _is_ragged(program: Program) -> bool:
-    """Whether a range depends on the values of a tensor."""
-    tops = [top for node in program.body for top in expressions(node)]
-    found = [b for s in statements(program.body) for b in bounds(s.ranges)]
-    found += [b for top in tops for e in walk(top) if isinstance(e, Reduce) for b in bounds(e.ranges)]
-    return any(isinstance(a, Access) and a.subscripts for b in found for a in walk(b))
-
-
-def _ragged_extents(inferred: Inferred, inputs: frozenset[str]) -> Iterator[_Extent]:
-    """The lengths of ranges that depend on the values of input tensors."""
-    for ranges in inferred.ranges:
-        before: list[tuple[str, int | Expr, int | Expr]] = []
-        for name, (lo, hi) in ranges.items():
-            extent = (linear(as_expr(hi)) - linear(as_expr(lo))).expr()
-            read = [a for a in walk(extent) if isinstance(a, Access) and a.subscripts]
-            if read and all(a.tensor in inputs for a in walk(extent) if isinstance(a, Access)):
-                yield extent, tuple(before)
-            before.append((name, lo, hi))
-
-
 class Executor:
     """Runs one program on any arguments; one compiled callable per layout of theirs.
 
     saved: outputs that are residuals, kept in the dtype that they are computed in. stored: inputs that are such residuals, by
-    name with the dtype that promotion takes them for.
+    name with the dtype that promotion takes them for. donate: inputs that calls write into.
     """
 
     def __init__(
@@ -92,6 +70,7 @@ class Executor:
         stored: Mapping[str, str] | None = None,
         flat: Program | None = None,
         control: Control | None = None,
+        donate: tuple[str, ...] = (),
     ):
         if backend not in BACKENDS:
             raise ArgumentError(f"there is no backend {backend!r}", help=f"the backends are {', '.join(BACKENDS)}")
@@ -101,14 +80,23 @@ class Executor:
         self.stored = dict(stored or {})
         self.integers = frozenset(program.inputs) - frozenset(differentiable(program))
         self.control = control or Control()
+        self.donate = donate
+        self.recipe = ""  # what names it in a graph: recipes.py
+        self.ragged = backend != "reference" and is_ragged(program)
+        self.classes = SizeClasses(program.inputs, self.integers)
         self._flat = flat
-        self._compiled: dict[object, Callable[[Sequence[Any]], Outputs]] = {}
+        # 0-d integers, whose values sizes or subscripts may depend on
+        self._scalars = tuple(n for n, p in enumerate(program.params) if p.name in self.integers and not p.dims)
+        self._compiled: dict[object, Run] = {}
         self._dtypes: dict[object, Mapping[str, str]] = {}
         self._recomputed: dict[object, frozenset[str]] = {}
         self._outputs: dict[object, tuple[tuple[tuple[int, ...], torch.dtype], ...]] = {}
-        self.recipe = ""  # what names it in a graph: operators.py
-        self.ragged = backend != "reference" and _is_ragged(program)
-        self._extents: dict[object, tuple[Mapping[str, tuple[int, ...]], tuple[_Extent, ...]]] = {}
+        self._extents: dict[object, tuple[Mapping[str, tuple[int, ...]], tuple[Extent, ...]]] = {}
+
+    @cached_property
+    def aliases(self) -> Mapping[str, str]:
+        """Versions of donated inputs that are written right into these; what other donated inputs become is copied into them."""
+        return written_in_place(self.flat, self.program, self.donate) if self.donate else {}
 
     @property
     def flat(self) -> Program:
@@ -117,67 +105,88 @@ class Executor:
             self._flat = flatten(self.program)
         return self._flat
 
-    def __call__(self, args: Sequence[Any]) -> Outputs:
-        """The outputs of the program, in order. Raises what inference raises; nothing is compiled then."""
-        try:
-            key = self.key(args)
-            limits = _NO_LIMITS
-            if self.ragged and not any(isinstance(a, torch.Tensor) and a.is_meta for a in args):
-                limits = self._limits(key, args)
-                key = (key, tuple(limits.values()))
-            compiled = self._compiled.get(key)
-        except AttributeError:  # an argument that is neither a tensor nor a number
-            layout(self.program, args)
-            raise
-        if compiled is None:
-            compiled = self._specialise(args, limits)
-            self._compiled[key] = compiled
-        return compiled(args)
+    # -- calls ----------------------------------------------------------------------------------------------------------
 
-    def ready(self, args: Sequence[Any]) -> Callable[[Sequence[Any]], Outputs]:
-        """What runs all arguments of that layout under the same switches: without the look-up, where nothing depends on values."""
-        if self.ragged:
-            return self
+    def __call__(self, args: Sequence[Any]) -> Outputs:
+        """The outputs of the program, in order, of which nothing is recorded. Raises what inference raises; nothing is compiled then."""
+        run = self.find(args)
+        if not torch.is_grad_enabled():
+            return run(*args)
+        torch._C._set_grad_enabled(False)  # torch.no_grad() takes a microsecond more
+        try:
+            return run(*args)
+        finally:
+            torch._C._set_grad_enabled(True)
+
+    def ready(self, args: Sequence[Any]) -> Run:
+        """What runs all arguments of that layout under the same switches: without the look-up, where nothing depends on values.
+
+        To be called where nothing would be recorded: the inputs need no gradient, or recording is off.
+        """
+        return self._by_values if self.depends(args) else self.find(args)
+
+    def depends(self, args: Sequence[Any]) -> bool:
+        """Whether the values of tensors say what code runs."""
+        return self.ragged or any(n < len(args) and isinstance(args[n], torch.Tensor) for n in self._scalars)
+
+    def _by_values(self, *args: Any) -> Outputs:
+        return self(args)
+
+    def find(self, args: Sequence[Any]) -> Run:
+        """What runs these arguments; to be called where nothing would be recorded."""
         key = self.key(args)
-        if key not in self._compiled:
-            self._compiled[key] = self._specialise(args)
-        return self._compiled[key]
+        limits = NO_LIMITS
+        if self.ragged and not any(isinstance(a, torch.Tensor) and a.is_meta for a in args):
+            limits = self._limits(key, args)
+            key = (key, tuple(limits.values()))
+        run = self._compiled.get(key)
+        if run is None:
+            run = self._specialise(args, limits)
+            if len(self._compiled) >= _LAYOUTS:
+                self._compiled.clear()
+            self._compiled[key] = run
+        return run
+
+    def key(self, args: Sequence[Any]) -> object:
+        """What a compiled callable is valid for: layouts of tensors, types of numbers, values of sizes, and the switches."""
+        parts: list[object] = [switches()]
+        for a in args:
+            kind = type(a)
+            if kind is torch.Tensor or kind is Parameter or isinstance(a, torch.Tensor):
+                parts += (a.shape, a.stride(), a.dtype, a.device)
+            elif kind is Form:
+                parts += (a.shape, a.strides, a.dtype, a.device)
+            else:
+                parts += (kind, a if isinstance(a, int) else None)
+        for n in self._scalars:
+            if n < len(args) and isinstance(args[n], torch.Tensor) and args[n].dim() == 0 and not args[n].is_meta:
+                parts.append(int(args[n]))
+        return tuple(parts)
 
     def _limits(self, key: object, args: Sequence[Any]) -> Limits:
-        """The most that ranges which depend on tensors are in these tensors, as powers of two: kernels are made for that.
-
-        It is read once per call, which waits for a GPU; the terms beyond a range are masked.
-        """
+        """The most that ranges which depend on tensors are in these tensors."""
         if key not in self._extents:
             found = layout(self.program, args, self.integers)
             inferred = infer(self.flat, found.specs, found.values, unseen=self.saved)
-            self._extents[key] = inferred.shapes, tuple(_ragged_extents(inferred, frozenset(self.program.inputs)))
+            self._extents[key] = inferred.shapes, tuple(ragged_extents(inferred, frozenset(self.program.inputs)))
         shapes, extents = self._extents[key]
-        tensors = dict(zip(self.program.inputs, args, strict=True))
-        limits: dict[Expr, int] = {}
-        for extent, ranges in extents:
-            grid, _, runs = axes(ranges, tensors, shapes)
-            values = torch.as_tensor(value_of(extent, grid, tensors, shapes)) * runs
-            most = max(0, int(values.max())) if values.numel() else 0
-            limits[extent] = 1 << (most - 1).bit_length() if most else 0
-        return limits
+        return limits_of(extents, dict(zip(self.program.inputs, args, strict=True)), shapes)
+
+    # -- what can be said without compiling -------------------------------------------------------------------------------
 
     def dtypes_for(self, args: Sequence[Any]) -> Mapping[str, str]:
         """The dtypes of all tensors of the flat program for such arguments."""
-        key = self.key(args)
+        found = layout(self.program, args, self.integers)
+        key, _ = class_of(args, found)
         if key not in self._dtypes:
-            found = layout(self.program, args, self.integers)
             self._dtypes[key] = infer(self.flat, found.specs, found.values, unseen=self.saved).dtypes
         return self._dtypes[key]
 
     def recomputed_for(self, args: Sequence[Any]) -> frozenset[str]:
         """The intermediates that the plan for such arguments makes again rather than holds in memory."""
-        try:
-            key = self.key(args)
-        except AttributeError:
-            key = None
+        found = layout(self.program, args, self.integers)
+        key, _ = class_of(args, found)
         if key not in self._recomputed:
-            found = layout(self.program, args, self.integers)
             backend = self.backend_for(found.device)
             if backend == "reference":
                 return frozenset()
@@ -207,24 +216,6 @@ class Executor:
     def _on_gpu(self, found: Layout) -> bool:
         return self.backend_for(found.device) == "triton"
 
-    def key(self, args: Sequence[Any]) -> object:
-        """What a compiled callable is valid for: layouts of tensors, types of numbers, values of sizes, and the switches."""
-        parts: list[object] = [self.switches()]
-        for name, a in zip(self.program.inputs, args, strict=False):
-            if isinstance(a, torch.Tensor):
-                parts.append((a.shape, a.stride(), a.dtype, a.device))
-                if name in self.integers and a.dim() == 0 and not a.is_meta:
-                    parts.append(int(a))
-            elif isinstance(a, Form):
-                parts.append((a.shape, a.strides, a.dtype, a.device))
-            else:
-                parts.append((type(a), a if isinstance(a, int) else None))
-        return (len(args), *parts)
-
-    def switches(self) -> object:
-        """What the settings and torch's own switches say of compiled code."""
-        return config.version, torch._C._get_deterministic_algorithms(), _GPU_BUILD and input_precision()
-
     def backend_for(self, device: torch.device | None) -> str:
         """The executor that serves a device."""
         if self.backend != "auto":
@@ -240,7 +231,7 @@ class Executor:
         found: Layout,
         target: str,
         observer: Observer | None = None,
-        limits: Limits = _NO_LIMITS,
+        limits: Limits = NO_LIMITS,
         cpp: int | Literal["auto"] | None = "auto",
         control: Control | None = None,
     ) -> State:
@@ -254,6 +245,9 @@ class Executor:
         for name, logical in self.stored.items():
             in_memory[name] = specs[name].dtype
             specs[name] = Spec(specs[name].shape, logical)
+        for name, spec in specs.items():
+            if spec.stored and TARGETS[target].float8:  # others get such tensors as what they count as
+                in_memory[name] = spec.stored
         declared = infer(self.program, specs, found.values, unseen=self.saved).dtypes
         # Versions have dtypes of their own; the last one, an output, has what all writes of its name promote to.
         results = {flat.name: declared[output.name] for flat, output in zip(self.flat.outputs, self.program.outputs, strict=False)}
@@ -272,16 +266,21 @@ class Executor:
             results=results,
             limits=limits,
             cpp_from=cpp_from() if cpp == "auto" else cpp,
+            aliases=self.aliases,
             observer=observer,
             input_precision=input_precision(),
         )
         check_names(control, self.program, state)
         return state
 
-    def _specialise(self, args: Sequence[Any], limits: Limits = _NO_LIMITS) -> Callable[[Sequence[Any]], Outputs]:
+    # -- compiling --------------------------------------------------------------------------------------------------------
+
+    def _specialise(self, args: Sequence[Any], limits: Limits = NO_LIMITS) -> Run:
         found = layout(self.program, args, self.integers)
         check_callable(self.program, args)
-        inferred = infer(self.program, found.specs, found.values)
+        if any(spec.stored for spec in found.specs.values()) and not self._reads_float8(found.device):
+            wide = self.find([widened(a) for a in args])
+            return lambda *values: wide(*map(widened, values))
         if found.device is not None and found.device.type == "meta":
             return self._without_memory(args)
         backend = self.backend_for(found.device)
@@ -291,38 +290,76 @@ class Executor:
                 f"the edited kernel {edits} runs on a GPU, and these arguments run as {backend} code (runtime)",
                 help='CPU tensors run it with backend="triton", through the interpreter; schedule({name: None}) takes the edit back',
             )
-        if backend == "reference":
-            return self._reference(inferred)
-        device = found.device or torch.device("cpu")
-        state = self.lower(found, "cpu" if backend == "torch" else target_of(device), limits=limits)
-        if backend == "triton" and torch.are_deterministic_algorithms_enabled() and order_matters(state) and not self.control.sources:
-            run = torch_callable(self.lower(found, "cpu", limits=limits, cpp=None), device)  # torch's own scatter sorts then
-        else:
-            run = self._on_cpu(state, found, limits) if backend == "torch" else triton_callable(state, device)
-        if not inferred.checks or not (device.type == "cpu" or config.debug):
-            return run
-        names = self.program.inputs
+        run = None if limits or self.ragged or self.control.sources or backend == "reference" else self._of_class(args, found)
+        return run or self._compile(found, Trace(), limits)((), found)
 
-        def checked(values: Sequence[Any]) -> Outputs:
+    def _of_class(self, args: Sequence[Any], found: Layout) -> Run | None:
+        """What runs these arguments from a template of their size class; None where they are compiled for themselves."""
+        try:
+            return self.classes.find(args, self._compile, found)
+        except (Error, RecursionError):  # with the numbers themselves its message is right
+            return None
+
+    def _compile(self, found: Layout, trace: Trace, limits: Limits = NO_LIMITS) -> Make:
+        """What is called for arguments of a layout, or of all layouts that a trace stands for."""
+        inferred = infer(self.program, found.specs, found.values)
+        if self.donate:
+            check_dtypes(self.program, self.donate, found, inferred.dtypes)
+        make = self._reference(inferred) if self.backend_for(found.device) == "reference" else self._kernels(found, trace, limits)
+        written = frozenset(self.aliases.values()) if self.backend_for(found.device) != "reference" else frozenset()
+        checks = bool(inferred.checks) and (found.device is None or found.device.type == "cpu" or config.debug)
+
+        def complete(numbers: Sequence[int], actual: Layout) -> Run:
+            run = make(numbers)
+            if self.donate:
+                run = into_donated(run, self.program, self.donate, written)
+            return self._checked(run, actual) if checks else run
+
+        return complete
+
+    def _kernels(self, found: Layout, trace: Trace, limits: Limits) -> MakeKernels:
+        device = found.device or torch.device("cpu")
+        backend = self.backend_for(found.device)
+        state = self.lower(found, "cpu" if backend == "torch" else target_of(device), limits=limits)
+        if backend == "torch":
+            return self._on_cpu(state, found, trace, limits)
+        if torch.are_deterministic_algorithms_enabled() and order_matters(state) and not self.control.sources:
+            return torch_template(self.lower(found, "cpu", limits=limits, cpp=None), trace, device)  # torch's own scatter sorts then
+        if not state.parts:
+            return triton_template(state, trace, device)
+        if trace.symbols:
+            raise Unsupported("the steps of ordered loops are compiled for their sizes (runtime)")
+        run = triton_callable(state, device)
+        return lambda _: run
+
+    def _checked(self, run: Run, found: Layout) -> Run:
+        """`run` after the checks of one call, that every subscript is in bounds and that writes do not collide."""
+        names = self.program.inputs
+        inferred = infer(self.program, found.specs, found.values)
+
+        def checked(*values: Any) -> Outputs:
             run_checks(inferred.checks, dict(zip(names, values, strict=True)), inferred.shapes)
-            return run(values)
+            return run(*values)
 
         return checked
 
-    def _without_memory(self, args: Sequence[Any]) -> Callable[[Sequence[Any]], Outputs]:
-        outputs = self.outputs_for(args)
-        return lambda _: tuple(torch.empty(shape, dtype=dtype, device="meta") for shape, dtype in outputs)
+    def _reads_float8(self, device: torch.device | None) -> bool:
+        return device is not None and device.type != "cpu" and (device.type == "meta" or TARGETS[target_of(device)].float8)
 
-    def _on_cpu(self, state: State, found: Layout, limits: Limits) -> Callable[[Sequence[Any]], Outputs]:
-        """The callable of a CPU; torch code alone where the C++ compiler fails, with a warning."""
+    def _without_memory(self, args: Sequence[Any]) -> Run:
+        outputs = self.outputs_for(args)
+        return lambda *_: tuple(torch.empty(shape, dtype=dtype, device="meta") for shape, dtype in outputs)
+
+    def _on_cpu(self, state: State, found: Layout, trace: Trace, limits: Limits) -> MakeKernels:
+        """The template of a CPU; torch code alone where the C++ compiler fails, with a warning."""
         try:
-            return torch_callable(state)
+            return torch_template(state, trace)
         except CompileError as error:
             warnings.warn(f"{self.program.name} runs as torch code: {error}", RuntimeWarning, stacklevel=4)
-            return torch_callable(self.lower(found, "cpu", limits=limits, cpp=None))
+            return torch_template(self.lower(found, "cpu", limits=limits, cpp=None), trace)
 
-    def _reference(self, inferred: Inferred) -> Callable[[Sequence[Any]], Outputs]:
-        def run(args: Sequence[Any]) -> Outputs:
+    def _reference(self, inferred: Inferred) -> MakeKernels:
+        def run(*args: Any) -> Outputs:
             device = next((a.device for a in args if isinstance(a, torch.Tensor)), None)
             arrays = {n: _array(a) for n, a in zip(self.program.inputs, args, strict=True)}
             results = reference.run(self.program, arrays)
@@ -330,7 +367,7 @@ class Executor:
                 torch.as_tensor(results[o]).to(device=device, dtype=TORCH_DTYPES[inferred.dtypes[o]]) for o in self.program.results
             )
 
-        return run
+        return lambda _: run
 
 
 def _array(a: Any) -> Any:
@@ -338,157 +375,3 @@ def _array(a: Any) -> Any:
         return a
     a = a.detach().cpu()
     return (a.double() if a.dtype.is_floating_point else a).numpy()
-
-
-def input_precision() -> str:
-    """What torch's switches say of float32 matrix products on a GPU: "tf32" or "ieee"."""
-    if hasattr(torch._C, "_get_fp32_precision_getter"):  # the older switch raises where the newer one was used
-        return "tf32" if torch._C._get_fp32_precision_getter("cuda", "matmul") == "tf32" else "ieee"
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
-
-
-def order_matters(state: State) -> bool:
-    """Whether a kernel adds floats atomically, so that the order of its programs shows in the last digits."""
-    steps = [step for part in leaves(state.parts or (Part(state),)) for step in part.state.steps]
-    return any(
-        isinstance(op, tile_ir.Store) and op.mode == "add" and DTYPES[op.buffer.dtype].kind == "float"
-        for step in steps
-        for op in tile_ir.operations(step.tile.body)
-    )
-
-
-def target_of(device: torch.device) -> str:
-    """The chip of a device, as targets.py names it; for a CPU (the interpreter) the one whose kernels the tests hold."""
-    if device.type != "cuda":
-        return "cuda:90"
-    if torch.version.hip:
-        return "hip:gfx942"
-    if not torch.cuda.is_available():  # fake tensors, on a machine that only traces
-        return "cuda:90"
-    major, _ = torch.cuda.get_device_capability(device)
-    return f"cuda:{min(10, max(8, major)) * 10}"
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Callables
-
-# Points of the largest statement from which C++ pays: below, torch code takes tens of microseconds and compiling half a second.
-CPP_FROM = 1 << 15
-
-
-def cpp_from() -> int | None:
-    """From how many points of a statement on CPU tensors run C++; None: never."""
-    if config.cpu == "torch" or compiler() is None:
-        return None
-    return 0 if config.cpu == "c++" else CPP_FROM
-
-
-def torch_callable(state: State, device: torch.device = _CPU) -> Callable[[Sequence[Any]], Outputs]:
-    """The torch module of a program, loaded; it is registered with linecache, so that a traceback shows its lines."""
-    name = f"<tdsl {state.program.name} torch {abs(hash(state.text)):x}>"
-    linecache.cache[name] = (len(state.text), None, state.text.splitlines(keepends=True), name)
-    kernels = [step.cpp for step in state.steps if step.cpp is not None]
-    namespace: dict[str, Any] = functions(kernels) if kernels else {}
-    exec(compile(state.text, name, "exec"), namespace)
-    run = namespace["run"]
-    copies = any(o in state.program.inputs for o in state.program.results) or len({*state.program.results}) < len(state.program.results)
-    if not copies and not state.parts and all(step.cpp is not None for step in state.steps):
-        return lambda args: run(*args)  # nothing that torch could record
-
-    def call(args: Sequence[Any]) -> Outputs:
-        if not torch.is_grad_enabled():
-            return run(*args)  # type: ignore[no-any-return]
-        torch._C._set_grad_enabled(False)  # torch.no_grad() takes a microsecond more
-        try:
-            return run(*args)  # type: ignore[no-any-return]
-        finally:
-            torch._C._set_grad_enabled(True)
-
-    def elsewhere(args: Sequence[Any]) -> Outputs:
-        with device:
-            return call(args)
-
-    return call if device.type == "cpu" else elsewhere
-
-
-def triton_callable(state: State, device: torch.device) -> Callable[[Sequence[Any]], Outputs]:
-    """Allocates, launches and returns; the very same kernels on a GPU and through the interpreter. Ordered loops run on the host."""
-    names, results = state.program.inputs, state.program.results
-    parts = state.parts or (Part(state),)
-    verified: set[str] = set()
-
-    def call(args: Sequence[Any]) -> Outputs:
-        memory: dict[str, Any] = dict(zip(names, args, strict=True))
-        with torch.no_grad():
-            for part in parts:
-                _run_part(part, memory, {}, device, verified)
-            return tuple(memory[o].clone() if o in names or results.count(o) > 1 else memory[o] for o in results)
-
-    return call
-
-
-def _run_part(part: Part | Repeat, memory: dict[str, Any], steps: dict[str, int], device: torch.device, verified: set[str]) -> None:
-    """Runs the kernels of a part on the tensors of `memory`, or all steps of a loop. steps: where the loops around it are. verified: the
-    edited kernels that have been compared with the generated ones."""
-    from lowering.triton_launch import launch
-
-    if isinstance(part, Repeat):
-        for a in part.allocate:
-            memory[a.tensor] = _allocated(a, device)
-        values = range(_bound(part.lo, steps), _bound(part.hi, steps))
-        for value in reversed(values) if part.reverse else values:
-            for inner in part.parts:
-                _run_part(inner, memory, {**steps, part.index: value}, device, verified)
-        return
-    for number, index in part.numbers.items():
-        memory[number] = steps[index]
-    for view in part.views:
-        memory[view.name] = _slice(view, memory[view.tensor], steps)
-    for alias, name in part.aliases.items():
-        memory[alias] = memory[name]
-    for step in part.state.steps:
-        for a in step.allocate:
-            memory[a.tensor] = _allocated(a, device)
-        assert step.source is not None
-        values_ = [_operand(memory[b.tensor], b.number, b.dtype, device) for b in step.tile.buffers]
-        values_ += step.integers.values()
-        if step.unedited is not None and step.source.digest not in verified:
-            verify(step, values_, interpret=device.type == "cpu")
-            verified.add(step.source.digest)
-        launch(step.source, step.tile.programs, values_, interpret=device.type == "cpu")
-
-
-def _allocated(a: Allocation, device: torch.device) -> torch.Tensor:
-    dtype = TORCH_DTYPES[a.dtype]
-    return torch.empty(a.shape, dtype=dtype, device=device) if a.fill is None else torch.full(a.shape, a.fill, dtype=dtype, device=device)
-
-
-def _bound(bound: int | Expr, steps: Mapping[str, int]) -> int:
-    value = bound if isinstance(bound, int) else evaluate(bound, steps)
-    assert value is not None
-    return value
-
-
-def _slice(view: View, tensor: torch.Tensor, steps: Mapping[str, int]) -> torch.Tensor:
-    """A view at one step: zeros of its own where the step lies outside of a padded dimension."""
-    places: list[int | slice] = []
-    for size, at in zip(tensor.shape, view.at, strict=True):
-        if at is None:
-            places.append(slice(None))
-            continue
-        place = _bound(at.value if isinstance(at, Pad | Clamp) else at, steps)
-        if isinstance(at, Clamp):
-            place = min(max(place, 0), size - 1)
-        elif isinstance(at, Pad) and not 0 <= place < size:
-            left = [(n, step) for n, step, a in zip(tensor.shape, tensor.stride(), view.at, strict=True) if a is None]
-            return tensor.new_empty_strided([n for n, _ in left], [step for _, step in left]).zero_()  # kernels are made for strides
-        places.append(place)
-    return tensor[tuple(places)]
-
-
-def _operand(value: Any, number: bool, dtype: str, device: torch.device) -> Any:
-    if number:
-        return value
-    if not isinstance(value, torch.Tensor):
-        return torch.tensor(value, dtype=TORCH_DTYPES[dtype], device=device)
-    return value.to(device) if value.device != device else value

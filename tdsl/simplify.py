@@ -291,7 +291,7 @@ def simplify_expr(expr: Expr) -> Expr:
 
 def _is(e: Expr, value: int) -> bool:
     """An integer constant: a float one would promote, and so it stays."""
-    return isinstance(e, Const) and type(e.value) is int and e.value == value
+    return isinstance(e, Const) and e.value.__class__ is int and e.value == value
 
 
 def _boolean(e: Expr) -> bool:

@@ -223,7 +223,7 @@ FUSED: dict[str, Fused] = {
         {"X": "nk", "W": "mk", "b": "m", "R": "nm"},
         {"n": 100, "m": 70, "k": 40},
         lambda x, w, b, r: F.gelu(x @ w.T + b) + r,
-        1, 3,
+        1, 2,
     ),
     "gated": Fused(
         "def gated(X[n,k], W[m,k], V[m,k]) -> Y[n,m]: A[n,m] += X[n,k] * W[m,k]; B[n,m] += X[n,k] * V[m,k]; Y[n,m] = silu(A[n,m]) * B[n,m]",

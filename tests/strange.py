@@ -173,6 +173,15 @@ STRANGE: dict[str, Case] = {
     "sizes_in_a_step": Case(  # the first write tells the size, whatever else is known sooner
         "for ordered t in 0:3:\n    B[t,k] = 0.5 * A[t,k]\n    S[k] += tanh(B[t,k])\n    S[1] += A[t,0]\nY[k] = S[k] ** 2", {"A": (3, 5)}
     ),
+    "places_that_nothing_reaches": Case(  # code looked there all the same
+        """
+        def over_nothing(x[n], A[n,m]) -> T[n]:
+            T[i] = x[i]
+            for i in 4:5, k in 0:0:  T[i+2] max= A[i,k] * x[9]
+            for i in 4:5, k in 0:0:  T[i+2] += A[i+3,k] * x[i+1]
+        """,
+        {"x": (5,), "A": (5, 7)},
+    ),
     "longer_each_step": Case(
         """
         def prefixes(x[n]) -> M[n]:

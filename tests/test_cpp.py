@@ -16,11 +16,12 @@ from lowering import cpp_launch, cpp_math
 from tdsl import function
 from tdsl.arguments import layout
 from tdsl.config import config
+from tdsl.devices import CPP_FROM
 from tdsl.errors import ArgumentError, Error, Unsupported
 from tdsl.ir import Program
 from tdsl.lowered import lowered
 from tdsl.ops import OPS
-from tdsl.runtime import CPP_FROM, Executor
+from tdsl.runtime import Executor
 from tdsl.swap import differentiable
 from tests.corpus import CORPUS
 from tests.programs import LAYOUTS, arguments, check, cotangents, expected, gradient_of, parsed, program_of, resized, tolerance_of
@@ -427,7 +428,7 @@ def test_threads_do_not_change_results() -> None:
 
 
 def test_without_a_compiler_everything_is_torch_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tdsl.runtime.compiler", lambda: None)
+    monkeypatch.setattr("tdsl.devices.compiler", lambda: None)
     x = torch.randn(200, 300)
     assert in_cpp(parsed("Y[i,j] = softmax[j](x[i,j])"), [x]) == [False]
     torch.testing.assert_close(function("Y[i,j] = softmax[j](x[i,j])")(x), x.softmax(1))

@@ -34,7 +34,7 @@ class Row:
 
 
 ROWS = {
-    "softmax": Row(FUSED["softmax"].text, FUSED["softmax"].torch),
+    "softmax": Row(FUSED["softmax"].text, FUSED["softmax"].torch, backward=(0, 0)),  # its own output is all that it reads
     "log_softmax": Row(FUSED["log_softmax"].text, FUSED["log_softmax"].torch),
     "layer_norm": Row(FUSED["layer_norm"].text, FUSED["layer_norm"].torch, backward=(2, 3)),
     "rms_norm": Row(FUSED["rms_norm"].text, lambda x, g: F.rms_norm(x, (x.shape[-1],), g, 1e-5), backward=(2, 3)),

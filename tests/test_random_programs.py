@@ -15,6 +15,7 @@ pytest.importorskip("triton")
 from lowering.cpp_launch import compiler
 from tdsl.config import config
 from tdsl.errors import BoundsError, RangeError, Unsupported
+from tdsl.expand import expand
 from tdsl.ir import Output, Program, statements
 from tdsl.swap import differentiable
 from tdsl.text import parse
@@ -37,7 +38,9 @@ def differences(program: Program, args: list[Any]) -> tuple[Program, list[Any]]:
 
 
 def is_finite(program: Program, args: list[Any]) -> bool:
-    """Whether all that the statements write is: the logarithm of an empty sum, say, has no derivative, whatever is made of it."""
+    """Whether all that the statements and the reductions inside them write is: the logarithm of an empty sum, say, has no derivative,
+    whatever is made of it."""
+    program = expand(program)
     targets = dict.fromkeys(s.target.tensor for s in statements(program.body))
     try:
         values = expected(replace(program, outputs=tuple(map(Output, targets))), args)

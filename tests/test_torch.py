@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 import tdsl
-from tdsl import errors, operators
+from tdsl import dispatch, errors, operators, recipes
 from tdsl.arguments import form
 from tdsl.function import Function
 from tests.corpus import CORPUS
@@ -180,6 +180,33 @@ def test_an_exported_graph_runs_in_another_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.check_all
+@pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
+def test_a_package_of_ahead_of_time_compiled_code(tmp_path: Path) -> None:
+    class Layer(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = torch.nn.Parameter(torch.randn(4, 3))
+            self.f = tdsl.function("def linear(X[n,i], W[o,i], s) -> Y[n,o]: Z[n,o] += X[n,i] * W[o,i]; Y[n,o] = relu(Z[n,o]) * s")
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.f(x, self.w, 0.5) + 1  # type: ignore[no-any-return]
+
+    layer, x = Layer(), torch.randn(5, 3)
+    with torch.no_grad():
+        graph = torch.export.export(layer, (x,), dynamic_shapes={"x": {0: torch.export.Dim("n", min=2, max=64)}})
+        path = torch._inductor.aoti_compile_and_package(graph, package_path=str(tmp_path / "layer.pt2"))
+        package = torch._inductor.aoti_load_package(path)
+        for n in (5, 9):
+            x = torch.randn(n, 3)
+            torch.testing.assert_close(package(x), layer(x))
+    load = f"import torch; torch._inductor.aoti_load_package({path!r})(torch.randn(2, 3))"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    bare = subprocess.run([sys.executable, "-c", load], env=environment, capture_output=True, text=True, check=False)
+    assert bare.returncode != 0 and "tdsl::run" in bare.stderr  # torch names the operator that the process lacks
+    subprocess.run([sys.executable, "-c", f"import tdsl.function; {load}"], env=environment, check=True)
+
+
 def test_the_older_tracer_sees_a_call() -> None:
     f = tdsl.function("Y[i,j] += A[i,k] * B[k,j]")
     traced = torch.jit.trace(lambda a, b: f(a, b) + 1, (torch.randn(3, 4), torch.randn(4, 5)))
@@ -252,7 +279,7 @@ def test_eager_calls_go_past_the_operators(monkeypatch: pytest.MonkeyPatch) -> N
         raise AssertionError("an eager call went through the dispatcher")
 
     f, args = case("attention")
-    monkeypatch.setattr(sys.modules["tdsl.function"], "call", never)
+    monkeypatch.setattr(sys.modules["tdsl.torch_function"], "call", never)
     monkeypatch.setattr(operators, "pack", never)
     run(f, args)
 
@@ -272,9 +299,9 @@ def test_a_graph_keeps_to_its_function_after_a_change_by_hand() -> None:
     recipe = f.recipe
     del f, compiled
     torch._dynamo.reset()
-    if recipe not in operators._functions:  # nothing else holds it
+    if recipe not in recipes._functions:  # nothing else holds it
         with pytest.raises(errors.Unsupported, match="changed by hand"):
-            operators.function_of(recipe)
+            dispatch.function_of(recipe)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -355,6 +382,32 @@ def test_torch_func_inside_a_graph(what: str) -> None:
     torch.testing.assert_close(compiled(*args), transforms(by_hand)[what](*args))
 
 
+def test_under_torch_func_nothing_is_computed_twice() -> None:
+    text = "def f(x[n,i], w[o,i]) -> Y: Z[n,o] += x[n,i] * w[o,i]; P[n,o] = softmax[o](Z[n,o]); Y += P[n,o] * P[n,o]"
+    f = tdsl.function(text)
+    x, w = torch.randn(4, 3, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
+
+    def plain(x: Tensor, w: Tensor) -> Tensor:
+        return (x @ w.T).softmax(-1).square().sum()
+
+    for wrt in (1, (0, 1)):
+        torch.testing.assert_close(torch.func.grad(f, wrt)(x, w), torch.func.grad(plain, wrt)(x, w))
+    value, pull = torch.func.vjp(f, x, w)
+    torch.testing.assert_close(pull(torch.ones_like(value)), torch.func.grad(plain, (0, 1))(x, w))
+    again = [grad.executor for grad in f._gradients.values()]
+    assert again and not any(executor._compiled for executor in again)  # the gradient from the inputs alone never ran
+    for nested in (
+        lambda g: torch.func.hessian(g, 1)(x, w),
+        lambda g: torch.func.grad(lambda w: torch.func.grad(g)(x, w).square().sum())(w),
+    ):
+        torch.testing.assert_close(nested(f), nested(plain))
+    batched = torch.func.vmap(torch.func.grad(f), (0, None))
+    torch.testing.assert_close(batched(x[:, None], w), torch.func.vmap(torch.func.grad(plain), (0, None))(x[:, None], w))
+    w.requires_grad_()
+    outer = [torch.autograd.grad(torch.func.grad(g)(x, w).square().sum(), w)[0] for g in (f, plain)]
+    torch.testing.assert_close(*outer)
+
+
 def test_vmap_adds_an_index_and_loops_over_nothing() -> None:
     f, _, (X, W, b) = linear_pair()
     torch.func.vmap(f, (0, None, None))(torch.stack([X, X]), W, b)
@@ -396,3 +449,13 @@ def test_the_older_functions_of_torch_autograd() -> None:
         torch.testing.assert_close(found, wanted)
     scalar = [lambda *a, g=g: g(*a).square().sum() for g in (f, by_hand)]
     torch.testing.assert_close(torch.autograd.functional.hessian(scalar[0], args), torch.autograd.functional.hessian(scalar[1], args))
+
+
+def test_a_graph_of_another_version_is_refused() -> None:
+    f = tdsl.function("P[n,c] = softmax[c](X[n,c])")
+    trained = f.recorded_by([torch.randn(3, 4, requires_grad=True)])
+    assert trained is not None
+    recipe = trained.halves(frozenset()).forward.recipe
+    assert '"crossing"' in recipe and dispatch.executor_of(recipe) is trained.halves(frozenset()).forward
+    with pytest.raises(errors.Unsupported, match="another version of tdsl"):
+        dispatch.executor_of(recipe.replace('"crossing": [', '"crossing": ["P.older", '))

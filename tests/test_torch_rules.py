@@ -67,6 +67,28 @@ def test_only_gradients_that_are_asked_for_are_computed() -> None:
     assert halves.parts.backward.results == ("W.grad",)
 
 
+def test_a_gradient_that_is_the_cotangent_is_not_copied() -> None:
+    f = tdsl.function("Z[n,m] += X[n,k] * W[m,k]; Y[n,m] = gelu(Z[n,m]) + R[n,m]; s[n] = c[n]")
+    args = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((3, 4), (5, 4), (3, 5), (3,))]
+    outputs = f(*args)
+    cotangents = [torch.randn_like(y) for y in outputs]
+    grads = torch.autograd.grad(outputs, args, cotangents)
+    assert grads[2] is cotangents[0] and grads[3] is cotangents[1]
+    (trained,) = f._training.values()
+    (halves,) = trained._halves.values()
+    assert halves.parts.backward.results == ("X.grad", "W.grad")
+    assert torch.autograd.gradcheck(f, args) and torch.autograd.gradgradcheck(f, args)
+    (alone,) = torch.autograd.grad(f(*args)[1].sum(), args[3])
+    assert torch.equal(alone, torch.ones_like(alone))
+    half = [a.detach().half().requires_grad_(n == 2) for n, a in enumerate(args)]
+    (mixed,) = torch.autograd.grad(f(args[0].detach(), args[1].detach(), half[2], args[3].detach())[0].sum(), half[2])
+    assert mixed.dtype is torch.float16 and torch.equal(mixed, torch.ones_like(mixed))
+    turned = tdsl.function("Y[i,j] = R[j,i] * 1 + A[i,j]")
+    a, r = (torch.randn(shape, requires_grad=True) for shape in ((2, 3), (3, 2)))
+    g = torch.randn(2, 3)
+    assert torch.equal(torch.autograd.grad(turned(r, a), r, g)[0], g.T)
+
+
 def test_an_output_that_is_not_used_costs_nothing() -> None:
     f = tdsl.function(TWO)
     x, w = (torch.randn(5, dtype=torch.float64, requires_grad=True) for _ in range(2))

@@ -1,0 +1,229 @@
+"""From the compiler's result to something to call: torch modules, loaded, and sequences of kernels.
+
+What was compiled with traced sizes is made ready once, as a Template, and then called for the numbers of one layout after another.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import linecache
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lowering import tile_ir
+from lowering.cpp_launch import functions
+from lowering.kernel_source import KernelSource
+from lowering.state import Allocation, Part, Repeat, State, Step, leaves
+from lowering.steps import View
+from tdsl.affine import evaluate
+from tdsl.arguments import TORCH_DTYPES
+from tdsl.edited import verify
+from tdsl.ir import Clamp, Expr, Pad
+from tdsl.ops import DTYPES
+from tdsl.traced import Trace
+
+Outputs = tuple[torch.Tensor, ...]
+Run = Callable[..., Outputs]  # of the arguments; what needs no gradient, or runs where none is recorded
+MakeKernels = Callable[[Sequence[int]], Run]  # of the numbers behind the symbols of a trace
+_CPU = torch.device("cpu")
+
+
+def order_matters(state: State) -> bool:
+    """Whether a kernel adds floats atomically, so that the order of its programs shows in the last digits."""
+    steps = [step for part in leaves(state.parts or (Part(state),)) for step in part.state.steps]
+    return any(
+        isinstance(op, tile_ir.Store) and op.mode == "add" and DTYPES[op.buffer.dtype].kind == "float"
+        for step in steps
+        for op in tile_ir.operations(step.tile.body)
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# torch code
+
+
+def torch_callable(state: State, device: torch.device = _CPU) -> Run:
+    """The torch module of a program, loaded; it is registered with linecache, so that a traceback shows its lines."""
+    return torch_template(state, Trace(), device)(())
+
+
+def torch_template(state: State, trace: Trace, device: torch.device = _CPU) -> MakeKernels:
+    """The same of a program that was compiled with traced sizes: its text names their symbols."""
+    name = f"<tdsl {state.program.name} torch {abs(hash(state.text)):x}>"
+    linecache.cache[name] = (len(state.text), None, state.text.splitlines(keepends=True), name)
+    kernels = [step.cpp for step in state.steps if step.cpp is not None]
+    loaded: dict[str, Any] = functions(kernels) if kernels else {}
+    numbers = trace.numbers([n for k in kernels for n in k.integers])
+    symbols = tuple(trace.symbols)
+    code = compile(state.text, name, "exec")
+
+    def make(values: Sequence[int]) -> Run:
+        namespace = {**loaded, **dict(zip(symbols, values, strict=True))}
+        integers = iter(numbers(*values))
+        for k in kernels:
+            count = len(k.integers)
+            namespace[f"{k.name}_integers"] = (ctypes.c_longlong * max(1, count))(*(next(integers) for _ in range(count)))
+        exec(code, namespace)
+        run: Run = namespace["run"]
+        return run if device.type == "cpu" else elsewhere(run)
+
+    def elsewhere(run: Run) -> Run:
+        def call(*args: Any) -> Outputs:
+            with device:
+                return run(*args)
+
+        return call
+
+    return make
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Kernels
+
+
+@dataclass(frozen=True, slots=True)
+class _Launch:
+    """One launch: what is allocated before it, the arguments by name, and then its sizes and strides. numbers: how many of these."""
+
+    step: Step
+    source: KernelSource
+    allocate: tuple[tuple[str, torch.dtype, Any, int], ...]  # name, dtype, fill, rank
+    values: tuple[tuple[str, bool, torch.dtype], ...]  # name, whether a number, dtype
+    integers: int
+
+
+def triton_callable(state: State, device: torch.device) -> Run:
+    """Allocates, launches and returns; the very same kernels on a GPU and through the interpreter. Ordered loops run on the host."""
+    if not state.parts:
+        return triton_template(state, Trace(), device)(())
+    names, results = state.program.inputs, state.program.results
+    verified: set[str] = set()
+
+    def call(*args: Any) -> Outputs:
+        memory: dict[str, Any] = dict(zip(names, args, strict=True))
+        with torch.no_grad():
+            for part in state.parts:
+                _run_part(part, memory, {}, device, verified)
+            return tuple(memory[o].clone() if o in names or results.count(o) > 1 else memory[o] for o in results)
+
+    return call
+
+
+def triton_template(state: State, trace: Trace, device: torch.device) -> MakeKernels:
+    """The kernels of a program without ordered loops that was compiled with traced sizes."""
+    from lowering.triton_launch import launch
+
+    names, results = state.program.inputs, state.program.results
+    interpret = device.type == "cpu"
+    launches = []
+    traced: list[Any] = []
+    for step in state.steps:
+        assert step.source is not None
+        allocate = tuple((a.tensor, TORCH_DTYPES[a.dtype], a.fill, len(a.shape)) for a in step.allocate)
+        values = tuple((b.tensor, b.number, TORCH_DTYPES[b.dtype]) for b in step.tile.buffers)
+        launches.append(_Launch(step, step.source, allocate, values, len(step.integers)))
+        traced += [n for a in step.allocate for n in a.shape]
+        traced += [step.tile.programs, *step.integers.values()]
+    numbers = trace.numbers(traced)
+    copied = tuple(o in names or results.count(o) > 1 for o in results)
+    verified: set[str] = set()
+
+    def make(values: Sequence[int]) -> Run:
+        rest = iter(numbers(*values))
+        plan = []
+        for one in launches:
+            made = tuple((name, tuple(next(rest) for _ in range(rank)), dtype, fill) for name, dtype, fill, rank in one.allocate)
+            grid = next(rest)
+            plan.append((one, made, grid, tuple(next(rest) for _ in range(one.integers))))
+
+        def call(*args: Any) -> Outputs:
+            memory: dict[str, Any] = dict(zip(names, args, strict=True))
+            for version, name in state.aliases.items():
+                memory[version] = memory[name]
+            for one, made, grid, integers in plan:
+                for name, shape, dtype, fill in made:
+                    memory[name] = _new(shape, dtype, fill, device)
+                given = [_operand(memory[name], number, dtype, device) for name, number, dtype in one.values]
+                given += integers
+                if one.step.unedited is not None and one.source.digest not in verified:
+                    verify(one.step, given, interpret=interpret)
+                    verified.add(one.source.digest)
+                launch(one.source, grid, given, interpret=interpret)
+            return tuple([memory[o].clone() if copy else memory[o] for o, copy in zip(results, copied, strict=True)])
+
+        return call
+
+    return make
+
+
+def _run_part(part: Part | Repeat, memory: dict[str, Any], steps: dict[str, int], device: torch.device, verified: set[str]) -> None:
+    """Runs the kernels of a part on the tensors of `memory`, or all steps of a loop. steps: where the loops around it are. verified: the
+    edited kernels that have been compared with the generated ones."""
+    from lowering.triton_launch import launch
+
+    if isinstance(part, Repeat):
+        for a in part.allocate:
+            memory[a.tensor] = _allocated(a, device)
+        values = range(_bound(part.lo, steps), _bound(part.hi, steps))
+        for value in reversed(values) if part.reverse else values:
+            for inner in part.parts:
+                _run_part(inner, memory, {**steps, part.index: value}, device, verified)
+        return
+    for number, index in part.numbers.items():
+        memory[number] = steps[index]
+    for view in part.views:
+        memory[view.name] = _slice(view, memory[view.tensor], steps)
+    for alias, name in part.aliases.items():
+        memory[alias] = memory[name]
+    for step in part.state.steps:
+        for a in step.allocate:
+            memory[a.tensor] = _allocated(a, device)
+        assert step.source is not None
+        values_ = [_operand(memory[b.tensor], b.number, TORCH_DTYPES[b.dtype], device) for b in step.tile.buffers]
+        values_ += step.integers.values()
+        if step.unedited is not None and step.source.digest not in verified:
+            verify(step, values_, interpret=device.type == "cpu")
+            verified.add(step.source.digest)
+        launch(step.source, step.tile.programs, values_, interpret=device.type == "cpu")
+
+
+def _allocated(a: Allocation, device: torch.device) -> torch.Tensor:
+    return _new(a.shape, TORCH_DTYPES[a.dtype], a.fill, device)
+
+
+def _new(shape: tuple[int, ...], dtype: torch.dtype, fill: Any, device: torch.device) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device=device) if fill is None else torch.full(shape, fill, dtype=dtype, device=device)
+
+
+def _bound(bound: int | Expr, steps: Mapping[str, int]) -> int:
+    value = bound if isinstance(bound, int) else evaluate(bound, steps)
+    assert value is not None
+    return value
+
+
+def _slice(view: View, tensor: torch.Tensor, steps: Mapping[str, int]) -> torch.Tensor:
+    """A view at one step: zeros of its own where the step lies outside of a padded dimension."""
+    places: list[int | slice] = []
+    for size, at in zip(tensor.shape, view.at, strict=True):
+        if at is None:
+            places.append(slice(None))
+            continue
+        place = _bound(at.value if isinstance(at, Pad | Clamp) else at, steps)
+        if isinstance(at, Clamp):
+            place = min(max(place, 0), size - 1)
+        elif isinstance(at, Pad) and not 0 <= place < size:
+            left = [(n, step) for n, step, a in zip(tensor.shape, tensor.stride(), view.at, strict=True) if a is None]
+            return tensor.new_empty_strided([n for n, _ in left], [step for _, step in left]).zero_()  # kernels are made for strides
+        places.append(place)
+    return tensor[tuple(places)]
+
+
+def _operand(value: Any, number: bool, dtype: torch.dtype, device: torch.device) -> Any:
+    if number:
+        return value
+    if not isinstance(value, torch.Tensor):
+        return torch.tensor(value, dtype=dtype, device=device)
+    return value.to(device) if value.device != device else value
