@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from tdsl.runtime import Executor
 from tdsl.swap import gradient
 
 Gradients = tuple[Tensor | None, ...]  # of the node itself, which has none, and of its arguments
+Pick = Callable[[tuple[Tensor | None, ...]], Gradients]
 _HALF = (torch.float16, torch.bfloat16, *FLOAT8)
 
 
@@ -179,7 +181,7 @@ class Call:
         ]
         self.dtypes = tuple(a.dtype if isinstance(a, Tensor) else None for a in args)
         self.run: Callable[..., Any] = partial(_Node.apply, self)  # a tensor, or a tuple of them where there are several outputs
-        self._quick: tuple[object, Test, Run, bool] | None = None
+        self._quick: tuple[object, Test, Run, Pick | None] | None = None
 
     def inputs(self, numbers: Sequence[Any], saved: Sequence[Tensor]) -> list[Any]:
         """The arguments as far as backward reads them; blanks in the other places."""
@@ -196,14 +198,14 @@ class Call:
         """The gradients, where cotangents come as they came before and the saved tensors are as they were; None elsewhere."""
         if self._quick is None:
             return None
-        before, test, run, alike = self._quick
+        before, test, run, pick = self._quick
         if not test(*given) or switches() != before:
             return None
         count = len(self.tensors)
         grads = run(
             *(saved[:count] if self.whole_inputs else self.inputs(ctx.numbers if self.numbers else (), saved)), *given, *saved[count:]
         )
-        return (None, *grads) if alike else self.placed(self.whole, grads, given)
+        return self.placed(self.whole, grads, given) if pick is None else pick((*grads, *given, None))
 
     def plainly(self, inputs: list[Any], cotangents: Sequence[Tensor], saved: Sequence[Tensor]) -> Gradients:
         """The gradients, where cotangents of all outputs arrive and the saved tensors are as they were."""
@@ -214,11 +216,17 @@ class Call:
         grads = run(*args)
         test = test_of(cotangents)
         if test is not None:
-            alike = self.whole.gradients == tuple(range(len(self.dtypes))) and all(
-                g.dtype is d for g, d in zip(grads, self.dtypes, strict=True)
-            )
-            self._quick = switches(), test, run, alike
+            self._quick = switches(), test, run, self._pick(grads, cotangents)
         return self.placed(self.whole, grads, cotangents)
+
+    def _pick(self, grads: Sequence[Tensor], cotangents: Sequence[Tensor]) -> Pick | None:
+        """`placed`, as a choice from gradients, cotangents and None; None where a dtype changes."""
+        places = dict(zip(self.whole.gradients, range(len(grads)), strict=True))
+        places |= {n: len(grads) + m for n, m in self.whole.passed}
+        pool = (*grads, *cotangents)
+        if any(pool[at].dtype is not self.dtypes[n] for n, at in places.items()):
+            return None
+        return itemgetter(-1, *(places.get(n, -1) for n in range(len(self.dtypes))))
 
     def part(self, inputs: list[Any], given: Sequence[Tensor | None], saved: Sequence[Tensor], outputs: Sequence[Any]) -> Gradients:
         """The gradients, where some outputs were not used, or somebody looks, or hooks made other tensors of what was saved."""
