@@ -10,9 +10,9 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
 from tdsl.affine import Affine, Bound, Extent, depends_on_values, enclosure, is_injective, linear, rename
-from tdsl.errors import BoundsError, IndexError_, NotInjective, RangeError, SelfRead
+from tdsl.errors import BoundsError, IndexError_, NotInjective, RangeError, SelfRead, counted
 from tdsl.ir import REDUCTION_OF, Access, Clamp, Expr, Index, Pad, Reduce, free_indices, substitute
-from tdsl.ranges import Loops, Node, Placed, Scope, Use, counted, text_of
+from tdsl.ranges import Loops, Node, Placed, Scope, Use, text_of
 
 Shapes = Mapping[str, tuple[int, ...]]
 

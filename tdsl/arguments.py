@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 
-from tdsl.errors import ArgumentError, DeviceError, DtypeError
+from tdsl.errors import ArgumentError, DeviceError, DtypeError, counted
 from tdsl.infer import Spec
 from tdsl.ir import Program, Span
 from tdsl.ops import DTYPES, SHORT, STORED_ONLY
-from tdsl.ranges import counted
 from tdsl.signature import place_of, place_of_inputs
 
 TORCH_DTYPES = {name: getattr(torch, name) for name in DTYPES}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from tdsl.errors import ArgumentError, NameError_, RankMismatch, SizeMismatch
+from tdsl.errors import ArgumentError, NameError_, RankMismatch, SizeMismatch, counted
 from tdsl.extents import Sizes
 from tdsl.header import Header
 from tdsl.ir import Access, Custom, Expr, Index, Loop, Param, Program, Range, Reduce, Statement, bounds, children, statements
@@ -69,14 +69,10 @@ def _check_target(s: Statement, name: str, ranks: Mapping[str, int]) -> None:
         )
     if target.tensor == name and len(target.subscripts) != ranks[name]:
         raise RankMismatch(
-            f"{name} has {_counted(ranks[name], 'dimension')}, and {_counted(len(target.subscripts), 'subscript')} here",
+            f"{name} has {counted(ranks[name], 'dimension')}, and {counted(len(target.subscripts), 'subscript')} here",
             span=target.span,
             help="a gradient has the shape of its input",
         )
-
-
-def _counted(n: int, noun: str) -> str:
-    return f"{n} {noun}" + "s" * (n != 1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from tdsl.ir import Access, Call, Const, Expr
 from tdsl.ops import DTYPES, OPS, cotangent
+from tdsl.rule import multiplied, times
 from tdsl.simplify import simplify_expr
 
 ZERO = Const(0)  # an int raises no dtype
@@ -43,25 +44,13 @@ def differential(expr: Expr, dots: Mapping[str, str], y: Expr | None = None) -> 
 
 def _product_rule(expr: Expr, dots: Mapping[str, str]) -> Iterator[Expr]:
     """One term per factor; equal factors give one term with their number in front."""
-    factors = list(_factors(expr))
+    factors = list(multiplied(expr))
     for n, factor in enumerate(factors):
         g = None if factor in factors[:n] else differential(factor, dots)
         if g is not None:
-            times = factors.count(factor)
-            count: list[Expr] = [] if times == 1 else [Const(times)]
-            terms = [*count, *factors[:n], g, *factors[n + 1 :]]
-            product = terms[0]
-            for term in terms[1:]:
-                product = Call("mul", (product, term))
-            yield product
-
-
-def _factors(expr: Expr) -> Iterator[Expr]:
-    if isinstance(expr, Call) and expr.op == "mul":
-        for arg in expr.args:
-            yield from _factors(arg)
-    else:
-        yield expr
+            equal = factors.count(factor)
+            count: list[Expr] = [] if equal == 1 else [Const(equal)]
+            yield times([*count, *factors[:n], g, *factors[n + 1 :]])
 
 
 def _total(terms: Iterable[Expr]) -> Expr | None:

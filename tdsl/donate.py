@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lowering.statement import plain
 from tdsl.arguments import Layout
 from tdsl.errors import ArgumentError
-from tdsl.ir import Access, Index, Program, Statement, reads, statements
+from tdsl.ir import Access, Program, Statement, reads, statements
 from tdsl.launching import Outputs, Run
 from tdsl.signature import place_of
 
@@ -60,17 +61,12 @@ def _free(body: list[Statement], name: str, version: str) -> bool:
     if readers and len(writes) == 1 and readers == writes:  # each element is made of the one that stood there
         own = all(a.subscripts == writes[0].target.subscripts for a in reads(writes[0]) if a.tensor == name)
         read_on = any(a.tensor == version for s in body for a in reads(s))
-        return own and not writes[0].reduced and _plain(writes[0].target) and not read_on
+        return own and not writes[0].reduced and plain(writes[0].target) and not read_on
     return False
 
 
 def _copies(s: Statement, name: str) -> bool:
-    return s.op == "=" and s.value == Access(name, s.target.subscripts) and _plain(s.target)
-
-
-def _plain(access: Access) -> bool:
-    names = [i.name for i in access.subscripts if isinstance(i, Index)]
-    return len({*names}) == len(access.subscripts)
+    return s.op == "=" and s.value == Access(name, s.target.subscripts) and plain(s.target)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -109,3 +109,8 @@ class MissingPackage(Error, ImportError):
 
 class CompileError(Error, RuntimeError):
     """A kernel that the GPU compiler rejects: a generated one is our bug, an edited one the editor's."""
+
+
+def counted(n: int, noun: str) -> str:
+    """`1 dimension`, `2 dimensions`."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

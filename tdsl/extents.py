@@ -13,7 +13,24 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from tdsl.affine import Affine, Bound, Ranges, linear
-from tdsl.ir import Access, Call, Clamp, Const, Expr, Index, Loop, Pad, Program, Size, Statement, reads, rebuild, statements
+from tdsl.ir import (
+    Access,
+    Call,
+    Clamp,
+    Const,
+    Expr,
+    Index,
+    Loop,
+    Pad,
+    Program,
+    Size,
+    Statement,
+    free_indices,
+    reads,
+    rebuild,
+    statements,
+    walk,
+)
 
 
 class Sizes:
@@ -199,3 +216,8 @@ def settled(s: Statement, wanted: Ranges, sizes: Sizes, outer: Ranges | None = N
         lo, hi = wanted[wrong.index]
         fixed = replace(wrong, lo=as_expr(lo), hi=as_expr(hi))
         s = replace(s, ranges=tuple(fixed if r is wrong else r for r in s.ranges))  # which may settle others, or unsettle them
+
+
+def varies(bound: Expr) -> bool:
+    """Whether a bound depends on indices or on the elements of a tensor."""
+    return bool(free_indices(bound)) or any(isinstance(e, Access) and e.subscripts for e in walk(bound))

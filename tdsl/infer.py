@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from tdsl.access_checks import Check, in_bounds, injective, nonempty, not_of_nothing, self_reads
 from tdsl.affine import Bound, evaluate, known_values
 from tdsl.dtypes import Typed, category, dtype_of, written
-from tdsl.errors import ArgumentError, BoundsError, DtypeError, RankMismatch, SizeMismatch
+from tdsl.errors import ArgumentError, BoundsError, DtypeError, RankMismatch, SizeMismatch, counted
 from tdsl.ir import (
     Access,
     Call,
@@ -35,7 +35,7 @@ from tdsl.ir import (
 )
 from tdsl.ops import DTYPES, OPERATORS, OPS
 from tdsl.printer import print_expr
-from tdsl.ranges import Node, Sizes, counted, text_of
+from tdsl.ranges import Node, Sizes, text_of
 from tdsl.signature import place_of, place_of_inputs
 
 

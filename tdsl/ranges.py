@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tdsl.affine import Affine, Bound, Extent, Known, Ranges, enclosure, is_exact, linear, solve
-from tdsl.errors import BoundsError, Error, IndexError_, NameError_, RangeError, RankMismatch, SizeMismatch
+from tdsl.errors import BoundsError, Error, IndexError_, NameError_, RangeError, RankMismatch, SizeMismatch, counted
 from tdsl.ir import Access, Clamp, Expr, Index, Loop, Pad, Range, Reduce, Softmax, Span, Statement, children, free_indices, substitute
 from tdsl.printer import print_expr
 from tdsl.traced import whole
@@ -419,11 +419,6 @@ class Node:
 def _place(access: Access, dim: int) -> Span | None:
     """Where a subscript stands, else its access."""
     return getattr(access.subscripts[dim], "span", None) or access.span
-
-
-def counted(n: int, noun: str) -> str:
-    """`1 dimension`, `2 dimensions`."""
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def text_of(e: Bound) -> str:

@@ -14,7 +14,7 @@ from difflib import get_close_matches
 
 from tdsl import check
 from tdsl.calls import check_name
-from tdsl.errors import IndexError_, NameError_, RangeError, RankMismatch
+from tdsl.errors import IndexError_, NameError_, RangeError, RankMismatch, counted
 from tdsl.header import Header, check_header, with_header
 from tdsl.ir import (
     Access,
@@ -173,7 +173,7 @@ class _Names:
             if span is not None:
                 n = self.ranks[name]
                 raise NameError_(
-                    f"{name} is used as an index, and is a tensor with {_counted(n, 'dimension')}",
+                    f"{name} is used as an index, and is a tensor with {counted(n, 'dimension')}",
                     span=span,
                     help=f"give it its subscripts, `{name}[..]`, or the index another name",
                 )
@@ -214,7 +214,7 @@ class _Names:
         if known != len(a.subscripts):
             where = "in the signature" if a.tensor in self.signature else "before"
             raise RankMismatch(
-                f"{a.tensor} has {_counted(known, 'dimension')} {where}, and {_counted(len(a.subscripts), 'subscript')} here",
+                f"{a.tensor} has {counted(known, 'dimension')} {where}, and {counted(len(a.subscripts), 'subscript')} here",
                 span=a.span, help=f"every use of {a.tensor} takes the same number of subscripts",
             )  # fmt: skip
 
@@ -232,14 +232,10 @@ class _Names:
             rank = self.ranks.get(size.tensor)
             if rank is not None and size.dim >= rank:
                 raise RankMismatch(
-                    f"{size.tensor} has {_counted(rank, 'dimension')}, and no dimension {size.dim}",
+                    f"{size.tensor} has {counted(rank, 'dimension')}, and no dimension {size.dim}",
                     span=size.span,
                     help="dimensions are numbered from 0",
                 )
-
-
-def _counted(n: int, noun: str) -> str:
-    return f"{n} {noun}" + "s" * (n != 1)
 
 
 def _is_bare(e: Expr, name: str) -> bool:

@@ -26,9 +26,9 @@ def push(expr: Expr, g: Expr, guards: tuple[Expr, ...], y: Expr | None = None) -
             yield from push(a, g, (*guards, condition))
             yield from push(b, g, (*guards, Call("not", (condition,))))
         case Call(op="mul"):  # the swap itself: the factor's place is taken by the cotangent
-            factors = list(_factors(expr))
+            factors = list(multiplied(expr))
             for n, factor in enumerate(factors):
-                yield from push(factor, _product([*factors[:n], g, *factors[n + 1 :]]), guards)
+                yield from push(factor, times([*factors[:n], g, *factors[n + 1 :]]), guards)
         case Call(op=op) if op in OPS:
             for n, arg in enumerate(expr.args):
                 part = cotangent(expr, n, g, expr if y is None else y)
@@ -38,15 +38,17 @@ def push(expr: Expr, g: Expr, guards: tuple[Expr, ...], y: Expr | None = None) -
             return
 
 
-def _factors(expr: Expr) -> Iterator[Expr]:
+def multiplied(expr: Expr) -> Iterator[Expr]:
+    """What a product multiplies, quotients and signs as they stand."""
     if isinstance(expr, Call) and expr.op == "mul":
         for arg in expr.args:
-            yield from _factors(arg)
+            yield from multiplied(arg)
     else:
         yield expr
 
 
-def _product(factors: list[Expr]) -> Expr:
+def times(factors: list[Expr]) -> Expr:
+    """The product of one or more factors, from the left."""
     result = factors[0]
     for factor in factors[1:]:
         result = Call("mul", (result, factor))

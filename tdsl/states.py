@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from tdsl.affine import Ranges, enclosure, linear
-from tdsl.extents import Sizes, as_expr, loop_ranges, settled, symbolic_ranges
+from tdsl.extents import Sizes, as_expr, loop_ranges, settled, symbolic_ranges, varies
 from tdsl.ir import (
     REDUCTION_OF,
     Access,
@@ -148,17 +148,12 @@ def _place(indices: Sequence[str], ranges: Ranges) -> tuple[Expr, ...] | None:
         if i not in ranges or any(isinstance(e, Access) and e.subscripts for e in walk(as_expr(ranges[i][1]))):
             return None
         lo = ranges[i][0]
-        if _varies(as_expr(lo)):
+        if varies(as_expr(lo)):
             if enclosure(linear(as_expr(lo)), ranges)[0] < 0:
                 return None
             lo = 0
         subscripts.append(Index(i) if lo == 0 else Call("sub", (Index(i), as_expr(lo))))
     return tuple(subscripts)
-
-
-def _varies(bound: Expr) -> bool:
-    """Whether a bound depends on indices or on the elements of a tensor."""
-    return bool(free_indices(bound)) or any(isinstance(e, Access) and e.subscripts for e in walk(bound))
 
 
 def _name(name: str, taken: set[str]) -> str:

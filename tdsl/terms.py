@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from tdsl.affine import Ranges
 from tdsl.expand import witness
-from tdsl.extents import Sizes, as_expr, loop_ranges, settled, symbolic_ranges
+from tdsl.extents import Sizes, as_expr, loop_ranges, settled, symbolic_ranges, varies
 from tdsl.ir import (
     Access,
     Call,
@@ -26,7 +26,6 @@ from tdsl.ir import (
     Statement,
     children,
     expressions,
-    free_indices,
     fresh_name,
     statements,
     walk,
@@ -65,9 +64,9 @@ def _named(node: Statement | Loop, extremes: set[str], sizes: Sizes, around: Ran
     shape: list[Expr] = []
     for i, (lo, hi) in ranges.items():
         first, last = as_expr(lo), as_expr(hi)
-        if _varies(first):
+        if varies(first):
             return [node]
-        size = witness(i, node.value) if _varies(last) else Call("sub", (last, first))
+        size = witness(i, node.value) if varies(last) else Call("sub", (last, first))
         if size is None:
             return [node]
         subscripts.append(Index(i) if lo == 0 else Call("sub", (Index(i), first)))
@@ -76,7 +75,7 @@ def _named(node: Statement | Loop, extremes: set[str], sizes: Sizes, around: Ran
     taken.add(name)
     term = Access(name, tuple(subscripts))
     made: list[Statement | Loop] = []
-    if any(_varies(as_expr(hi)) for _, hi in ranges.values()):  # rows of different lengths: nothing else tells the size
+    if any(varies(as_expr(hi)) for _, hi in ranges.values()):  # rows of different lengths: nothing else tells the size
         indices = tuple(Index(f"n{d}") for d in range(len(shape)))
         whole = tuple(Range(i.name, Const(0), n) for i, n in zip(indices, shape, strict=True))
         made.append(Statement(whole, Access(name, indices), "=", Const(0)))
@@ -84,11 +83,6 @@ def _named(node: Statement | Loop, extremes: set[str], sizes: Sizes, around: Ran
     made.append(settled(replace(node, target=term, op="="), ranges, sizes, around))
     sizes.note(made[-1], around)
     return [*made, settled(replace(node, value=term), ranges, sizes, around)]
-
-
-def _varies(bound: Expr) -> bool:
-    """Whether a bound depends on other indices, or on the values of a tensor."""
-    return bool(free_indices(bound)) or any(isinstance(e, Access) and e.subscripts for e in walk(bound))
 
 
 def _settled(e: Expr) -> bool:
