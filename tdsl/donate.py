@@ -23,8 +23,10 @@ from tdsl.signature import place_of
 
 
 def donated_names(program: Program, donate: str | Sequence[str]) -> tuple[str, ...]:
-    """The names of `donate`, in the order of the parameters. Raises ArgumentError for one that is no input which is also an output."""
-    names = (donate,) if isinstance(donate, str) else tuple(donate)
+    """The names of `donate`, in the order of the parameters. Raises ArgumentError for what is no input that is also an output."""
+    names: object = (donate,) if isinstance(donate, str) else donate
+    if not isinstance(names, Collection) or not all(isinstance(name, str) for name in names):
+        raise ArgumentError(f"donate= is {donate!r}", help='the name of a parameter, or several of them: donate="C", donate=("C", "D")')
     for name in names:
         if name not in program.inputs:
             raise ArgumentError(

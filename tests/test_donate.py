@@ -187,6 +187,9 @@ def test_what_cannot_be_written(which: str, message: str) -> None:
 
 
 def test_what_cannot_be_donated() -> None:
+    for nothing in (3, [0]):
+        with pytest.raises(errors.ArgumentError, match="donate= is"):
+            tdsl.function(APPEND, donate=nothing)
     with pytest.raises(errors.ArgumentError, match="D, which is no parameter of append"):
         tdsl.function(APPEND, donate="D")
     with pytest.raises(errors.ArgumentError, match="no output of append is what K becomes"):
