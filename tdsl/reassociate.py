@@ -84,14 +84,14 @@ def _match(known: Statement, terms: Sequence[Expr], along: set[str]) -> Access |
     wanted = factors(known.value)
     if len(wanted) != len(terms) or len(known.reduced) != len(along):
         return None
-    for to in _renamings(list(wanted), list(terms), {}):
+    for to in renamings(list(wanted), list(terms), {}):
         images = {to.get(i) for i in known.reduced}
         if images == along and all(i.name in to for i in known.target.subscripts if isinstance(i, Index)):
             return Access(known.target.tensor, tuple(Index(to[i.name]) for i in known.target.subscripts if isinstance(i, Index)))
     return None
 
 
-def _renamings(wanted: list[Expr], terms: list[Expr], to: dict[str, str]) -> list[dict[str, str]]:
+def renamings(wanted: list[Expr], terms: list[Expr], to: dict[str, str]) -> list[dict[str, str]]:
     """The renamings of indices under which two lists of factors are the same, in any order."""
     if not wanted:
         return [to]
@@ -99,7 +99,7 @@ def _renamings(wanted: list[Expr], terms: list[Expr], to: dict[str, str]) -> lis
     for n, term in enumerate(terms):
         more = _renaming(wanted[0], term, to)
         if more is not None:
-            found += _renamings(wanted[1:], [*terms[:n], *terms[n + 1 :]], more)
+            found += renamings(wanted[1:], [*terms[:n], *terms[n + 1 :]], more)
     return found
 
 

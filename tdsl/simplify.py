@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -152,26 +152,44 @@ def _renamed(node: _Node, names: Mapping[str, str]) -> _Node:
 
 
 def merge_doubles(body: tuple[Statement | Loop, ...]) -> tuple[Statement | Loop, ...]:
-    """`x.grad[k] += g * x[k]` twice in a row --> `x.grad[k] += 2 * g * x[k]`, whatever the loop indices are called."""
+    """`x.grad[k] += g * x[k]` twice --> `x.grad[k] += 2 * g * x[k]`, whatever the order of factors and the names of loop indices,
+    where nothing between the two reads the target, sets it, or writes an operand."""
     merged: list[Statement | Loop] = []
     times: list[int] = []
     for node in body:
         if isinstance(node, Loop):
             node = replace(node, body=merge_doubles(node.body))
-        last = merged[-1] if merged else None
-        if isinstance(node, Statement) and isinstance(last, Statement) and node.op == "+=" and _alike(last, node):
-            times[-1] += 1
-        else:
+        place = _double(merged, node) if isinstance(node, Statement) and node.op == "+=" else None
+        if place is None:
             merged.append(node)
             times.append(1)
+        else:
+            times[place] += 1
     return tuple(
         node if n == 1 or isinstance(node, Loop) else replace(node, value=simplify_expr(_times(n, node.value)))
         for node, n in zip(merged, times, strict=True)
     )
 
 
+def _double(before: Sequence[Statement | Loop], s: Statement) -> int | None:
+    """The place of a statement that `s` repeats and may be counted with."""
+    operands = {a.tensor for a in reads(s)}
+    for place in reversed(range(len(before))):
+        node = before[place]
+        if not isinstance(node, Statement):
+            return None
+        if _alike(node, s):
+            return place
+        set_again = node.target.tensor == s.target.tensor and node.op != "+="
+        if set_again or node.target.tensor in operands or any(a.tensor == s.target.tensor for a in reads(node)):
+            return None
+    return None
+
+
 def _times(n: int, value: Expr) -> Expr:
-    """n * value, with the number in front of the product."""
+    """n * value, with the number in front of the product and behind its sign."""
+    if isinstance(value, Call) and value.op == "neg":
+        return Call("neg", (_times(n, value.args[0]),))
     if isinstance(value, Call) and value.op == "mul":
         return Call("mul", (_times(n, value.args[0]), value.args[1]))
     return Call("mul", (Const(n), value))
@@ -198,6 +216,8 @@ def _alike(a: Statement, b: Statement) -> bool:
 def _product_terms(e: Expr) -> list[Expr]:
     if isinstance(e, Call) and e.op == "mul":
         return [*_product_terms(e.args[0]), *_product_terms(e.args[1])]
+    if isinstance(e, Call) and e.op == "neg":
+        return [Const(-1), *_product_terms(e.args[0])]
     return [e]
 
 

@@ -17,6 +17,7 @@ from dataclasses import replace
 
 from tdsl.affine import Bound
 from tdsl.custom import with_custom
+from tdsl.deviations import without_deviations
 from tdsl.errors import ArgumentError, Unsupported
 from tdsl.expand import expand
 from tdsl.extents import Sizes, as_expr, loop_ranges, settled, symbolic_ranges
@@ -67,8 +68,9 @@ def gradient(program: Program, wrt: Sequence[str] | None = None) -> Program:
     """
     swapper = _Swapper(program, wrt)
     whole = with_custom(swapper.run(), program.custom, len(swapper.out))
-    gathered = gather_form(whole, {s.target.tensor for s in statements(tuple(swapper.out))})
-    return drop_dead(reassociate(simplify(gathered, keep_all=True)))
+    cotangents = {s.target.tensor for s in statements(tuple(swapper.out))}
+    simpler = simplify(gather_form(whole, cotangents), keep_all=True)
+    return drop_dead(reassociate(without_deviations(simpler, cotangents)))
 
 
 def backward(program: Program, wrt: Sequence[str] | None = None) -> Program:

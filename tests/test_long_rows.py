@@ -39,7 +39,7 @@ ROWS = {
     "layer_norm": Row(FUSED["layer_norm"].text, FUSED["layer_norm"].torch, backward=(2, 3)),
     "rms_norm": Row(FUSED["rms_norm"].text, lambda x, g: F.rms_norm(x, (x.shape[-1],), g, 1e-5), backward=(2, 3)),
     "logsumexp": Row("L[i] = logsumexp[j](X[i,j])", lambda x: torch.logsumexp(x, -1), forward=1),
-    "variance": Row("V[i] = var[j](X[i,j])", lambda x: torch.var(x, -1, correction=0), forward=1, backward=(1, 2)),
+    "variance": Row("V[i] = var[j](X[i,j])", lambda x: torch.var(x, -1, correction=0), forward=1, backward=(1, 1)),
     "argmax": Row("A[i] = argmax[j](X[i,j])", None),
 }  # fmt: skip
 LENGTHS = (1000, RESIDENT_ROW, RESIDENT_ROW + 1, 100_003)
