@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from lowering.normalize import cost, groups
+from lowering.normalize import cost
 from lowering.statement import extents
 from tdsl.ir import Access, Expr, Statement, expressions, free_indices, walk
+from tdsl.pairwise import groups
 from tdsl.simplify import factors
 
 

@@ -35,11 +35,14 @@ from tdsl.ir import (
     walk,
 )
 from tdsl.ops import OPS
+from tdsl.pairwise import Operand, Path, groups, pairwise
 from tdsl.simplify import drop_dead, factors, merge_same, product, simplify_expr
 from tdsl.traced import whole
 
 # Producers cheaper than this many multiply-adds per element are always recomputed inside their consumers.
 CHEAP = 3.0
+# Products of many factors with fewer points stay one loop nest.
+CONTRACTED = 4096
 
 
 def normalize(program: Program, dtypes: Mapping[str, str], *, fuses: bool, stored: frozenset[str] = frozenset()) -> Program:
@@ -125,31 +128,19 @@ def integer_sum(s: Statement, dtypes: Mapping[str, str]) -> Statement:
 # Contraction order
 
 
-def groups(terms: list[Expr]) -> list[tuple[frozenset[str], list[Expr]]]:
-    """Factors by the indices they vary along; a group whose indices are among another's joins it (a prologue of that operand)."""
-    by_set: dict[frozenset[str], list[Expr]] = {}
-    for term in terms:
-        by_set.setdefault(frozenset(free_indices(term)), []).append(term)
-    maximal = [key for key in by_set if not any(key < other for other in by_set)]
-    return [(key, [t for other, ts in by_set.items() if _home(other, maximal) == key for t in ts]) for key in maximal]
-
-
-def _home(key: frozenset[str], maximal: list[frozenset[str]]) -> frozenset[str]:
-    return min((m for m in maximal if key <= m), key=len)
-
-
 def contraction_order(s: Statement, body: tuple[Statement, ...]) -> list[Statement]:
     """A sum over a product of three or more operands, split where pairs cost fewer multiply-adds (opt_einsum finds the order)."""
     if s.op != "+=" or not s.reduced:
         return [s]
     size = extents(s)
-    if math.prod(size.values()) < 4096:
+    if math.prod(size.values()) < CONTRACTED:
         return [s]
     before, s = private_sums(s, body)
     operands = groups(factors(s.value))
     if len(operands) < 3:
         return [*before, s]
-    return [*before, *pairwise(s, operands, (*body, *before))]
+    path = cheapest(s, operands)
+    return [*before, *([s] if path is None else pairwise(s, operands, path, names_of((*body, *before))))]
 
 
 def private_sums(s: Statement, body: tuple[Statement, ...]) -> tuple[list[Statement], Statement]:
@@ -185,38 +176,20 @@ def names_of(body: tuple[Statement, ...]) -> set[str]:
     return {t.target.tensor for t in body} | {a.tensor for e in body for a in walk(e.value) if isinstance(a, Access)}
 
 
-def pairwise(s: Statement, operands: list[tuple[frozenset[str], list[Expr]]], body: tuple[Statement, ...]) -> list[Statement]:
-    """The statements of the cheapest pairwise order, or `s` itself where no order is cheaper than its own loop nest."""
+def cheapest(s: Statement, operands: Sequence[Operand]) -> Path | None:
+    """The pairwise order of the fewest multiply-adds; None where no order has fewer than the loop nest of `s` itself."""
     import opt_einsum
 
     size = extents(s)
-    naive = math.prod(size.values())
-
     output = frozenset(free_indices(s.target))
     names = {index: opt_einsum.get_symbol(n) for n, index in enumerate(size)}
     equation = ",".join("".join(names[i] for i in sorted(key)) for key, _ in operands)
     equation += "->" + "".join(names[i] for i in sorted(output & frozenset().union(*(k for k, _ in operands))))
     shapes = [tuple(size[i] for i in sorted(key)) for key, _ in operands]
     path, _ = opt_einsum.contract_path(equation, *shapes, shapes=True, optimize="auto")
-    taken = names_of(body)
-    pending = [(key, product(terms)) for key, terms in operands]
-    out: list[Statement] = []
-    for step, positions in enumerate(path):
-        chosen = [pending.pop(p) for p in sorted(positions, reverse=True)]
-        value = product([f for _, e in reversed(chosen) for f in factors(e)])
-        if step == len(path) - 1:
-            out.append(replace(s, value=value, ranges=tuple(r for r in s.ranges if r.index in {*output, *free_indices(value)})))
-            break
-        used = frozenset().union(*(key for key, _ in chosen))
-        kept = tuple(i for i in size if i in used and (i in output or any(i in key for key, _ in pending)))
-        name = fresh_name(f"{s.target.tensor}.c1", taken)
-        taken.add(name)
-        target = Access(name, tuple(Index(i) for i in kept))
-        op = "=" if set(kept) == used else "+="
-        out.append(Statement(tuple(r for r in s.ranges if r.index in used), target, op, value, s.span))
-        pending.append((frozenset(kept), target))
-    cost = sum(math.prod(extents(t).values()) for t in out)
-    return out if cost < naive else [s]
+    found = tuple(tuple(int(p) for p in positions) for positions in path)
+    work = sum(math.prod(size[i] for i in part.indices) for part in pairwise(s, operands, found, set()))
+    return found if work < math.prod(size.values()) else None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

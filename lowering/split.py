@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass, replace
 
 from lowering.kernel_shape import RESIDENT_ROW
-from lowering.normalize import groups, names_of
+from lowering.normalize import names_of
 from lowering.statement import extents, inlined, plain
 from tdsl.ir import (
     Access,
@@ -33,6 +33,7 @@ from tdsl.ir import (
     substitute,
     walk,
 )
+from tdsl.pairwise import groups
 from tdsl.simplify import factors
 
 

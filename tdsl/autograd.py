@@ -11,15 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tdsl.arguments import FLOAT8, form
+from tdsl.arguments import FLOAT8, form, layout
 from tdsl.devices import switches
 from tdsl.ir import Program, Size, expressions, reads, walk
 from tdsl.launching import Outputs, Run
 from tdsl.operators import AUTOCAST, compiling, execute, modes, plain, transforms
+from tdsl.orders import training_orders
+from tdsl.pairwise import Orders, in_order
 from tdsl.quick import Test, test_of
 from tdsl.recipes import part_of, remember
-from tdsl.residuals import Rule, backward_of, cut, sources, uncut, without_copies
+from tdsl.residuals import Cut, Rule, backward_of, cut, sources, uncut, without_copies
 from tdsl.runtime import Executor
+from tdsl.size_classes import class_of
 from tdsl.swap import gradient
 
 Gradients = tuple[Tensor | None, ...]  # of the node itself, which has none, and of its arguments
@@ -46,7 +49,8 @@ class Differentiable:
         self.positions = tuple(self.program.inputs.index(name) for name in self.wrt)
         whole = rule(self.program, wrt)
         self.needed = tuple(_reads(whole, name) for name in self.program.inputs)
-        self._halves: dict[frozenset[str], Halves] = {}
+        self._halves: dict[object, Halves] = {}
+        self._orders: dict[object, Orders] = {}
         self._calls: dict[object, Call] = {}
 
     def apply(self, args: Sequence[Any]) -> Outputs:
@@ -54,11 +58,26 @@ class Differentiable:
         results = self.call_for(args).run(*args)
         return results if self.results > 1 else (results,)
 
-    def halves(self, recomputed: frozenset[str]) -> Halves:
+    def halves(self, recomputed: frozenset[str], orders: Orders = ()) -> Halves:
         """One cut."""
-        if recomputed not in self._halves:
-            self._halves[recomputed] = Halves(self, recomputed)
-        return self._halves[recomputed]
+        key = (recomputed, orders)
+        if key not in self._halves:
+            self._halves[key] = Halves(self, recomputed, orders)
+        return self._halves[key]
+
+    def halves_for(self, args: Sequence[Any]) -> Halves:
+        """The cut for arguments like these."""
+        recomputed = self.base.recomputed_for(args)
+        found = layout(self.program, args, self.base.integers)
+        key, _ = class_of(args, found)
+        if key not in self._orders:
+            whole = self.base.backend_for(found.device) == "reference"
+            self._orders[key] = () if whole else training_orders(self.program, found, recomputed, partial(self.cut, recomputed))
+        return self.halves(recomputed, self._orders[key])
+
+    def cut(self, recomputed: frozenset[str], orders: Orders) -> Cut:
+        """The two halves as programs."""
+        return cut(in_order(self.program, orders), self.wrt, fuses=self.fuses, recomputed=recomputed, rule=self.rule)
 
     def call_for(self, args: Sequence[Any]) -> Call:
         """What is to be done for arguments like these."""
@@ -74,15 +93,13 @@ class Differentiable:
 class Halves:
     """One cut of a gradient and the executors of its two sides."""
 
-    def __init__(self, owner: Differentiable, recomputed: frozenset[str]):
+    def __init__(self, owner: Differentiable, recomputed: frozenset[str], orders: Orders = ()):
         self.owner = owner
         self.base = owner.base
         self.recomputed = recomputed
-        self.parts = (
-            uncut(owner.program, owner.wrt, owner.rule)
-            if self.base.backend == "reference"
-            else cut(owner.program, owner.wrt, fuses=owner.fuses, recomputed=recomputed, rule=owner.rule)
-        )
+        self.orders = orders
+        whole = self.base.backend == "reference"
+        self.parts = uncut(owner.program, owner.wrt, owner.rule) if whole else owner.cut(recomputed, orders)
         self.forward = Executor(
             owner.program, self.base.backend, flat=self.parts.forward, saved=frozenset(self.parts.saved), control=self.base.control
         )
@@ -98,6 +115,7 @@ class Halves:
     def _remember(self, executor: Executor, **fields: Any) -> None:
         owner = self.owner
         more = {"wrt": owner.wrt, "fuses": owner.fuses, "recomputed": sorted(self.recomputed), "crossing": self.crossing}
+        more |= {"orders": self.orders} if self.orders else {}
         remember(part_of(self.base.recipe, **fields, **more), executor)
 
     def stored_for(self, args: Sequence[Any]) -> Mapping[str, str]:
@@ -125,7 +143,7 @@ class Halves:
         source: Program | None = None
         passed = self.parts.passed
         if len(outputs) < len(program.outputs) or len(fewer) < len(wrt):
-            source = backward_of(program, fewer, outputs, self.parts, self.owner.rule)
+            source = backward_of(in_order(program, self.orders), fewer, outputs, self.parts, self.owner.rule)
             if source is not None and self.base.backend != "reference":
                 source, passed = without_copies(source, program, fewer)
         if source is None:
@@ -167,7 +185,7 @@ class Call:
         described = args if ready else [form(a) for a in args]
         self.owner = owner
         self.ready = ready
-        self.halves = halves = owner.halves(owner.base.recomputed_for(described))
+        self.halves = halves = owner.halves_for(described)
         self.forward: Run = halves.forward.ready(args) if ready else lambda *args: execute(halves.forward, args)
         self.kept = halves.kept
         self.several = owner.results > 1

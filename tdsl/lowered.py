@@ -14,7 +14,9 @@ from tdsl.errors import ArgumentError
 from tdsl.infer import Spec
 from tdsl.ir import Program
 from tdsl.ops import DTYPES
-from tdsl.residuals import cut
+from tdsl.orders import training_orders
+from tdsl.pairwise import Orders, in_order
+from tdsl.residuals import Cut, cut
 from tdsl.runtime import Executor
 from tdsl.swap import differentiable
 
@@ -79,7 +81,12 @@ def lowered(function: Runnable, args: Sequence[Any], target: str | None, *, grad
     if not wrt:
         raise ArgumentError(f"{program.name} has no float tensor among its arguments, so it has no gradient")
     assert forward.state.plan is not None
-    parts = cut(program, wrt, fuses=target != "cpu" or executor.fuses(None), recomputed=forward.state.plan.recomputed)
+    recomputed = forward.state.plan.recomputed
+
+    def halves(orders: Orders) -> Cut:
+        return cut(in_order(program, orders), wrt, fuses=target != "cpu" or executor.fuses(None), recomputed=recomputed)
+
+    parts = halves(training_orders(program, found, recomputed, halves))
     saving = forward
     if parts.saved:
         trainer = Executor(program, executor.backend, flat=parts.forward, saved=frozenset(parts.saved), control=executor.control)

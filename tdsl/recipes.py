@@ -15,7 +15,7 @@ from tdsl import __version__
 from tdsl.ir import Program
 from tdsl.runtime import Executor
 
-PARTS = ("part", "wrt", "fuses", "recomputed", "crossing", "stored", "outputs")  # fields of one side of a cut
+PARTS = ("part", "wrt", "fuses", "recomputed", "orders", "crossing", "stored", "outputs")  # fields of one side of a cut
 
 _executors: WeakValueDictionary[str, Executor] = WeakValueDictionary()
 _functions: WeakValueDictionary[str, Any] = WeakValueDictionary()
@@ -48,6 +48,13 @@ def remember(recipe: str, executor: Executor, function: Any = None) -> None:
         _executors.setdefault(recipe, executor)
         if function is not None:
             _functions.setdefault(recipe, function)
+
+
+def forget(recipe: str, function: Any) -> None:
+    """Lets nobody find a Function that was changed by hand under what names its text alone: that is made of the text again."""
+    with _lock:
+        if recipe and "instance" not in json.loads(recipe) and _functions.get(recipe) is function:
+            del _functions[recipe]
 
 
 def known_executor(recipe: str) -> Executor | None:

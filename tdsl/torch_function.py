@@ -31,7 +31,7 @@ from tdsl.launching import Outputs
 from tdsl.named import check_unrecorded, copy_into, positional
 from tdsl.operators import call, checked, compiling, execute, looked_at, modes, transforms, update
 from tdsl.quick import KEPT, Test, test_of
-from tdsl.recipes import recipe_of, remember
+from tdsl.recipes import forget, recipe_of, remember
 from tdsl.runtime import Executor
 from tdsl.sharding import has_dtensors, sharded_call
 from tdsl.swap import differentiable, gradient
@@ -53,6 +53,7 @@ class Function:
         self._precision = precision
         self._donate = donated_names(program, donate)
         self._changes = 0
+        self._recipe = ""
         self._control = Control()
         self._settle()
 
@@ -61,6 +62,7 @@ class Function:
         program = self._program
         self._executor = Executor(program, self._backend, control=self._control, donate=self._donate)
         instance = next(_changed) if self._changes or program.custom else 0
+        forget(self._recipe, self)
         self._recipe = recipe_of(program, self._backend, self._precision, instance, self._donate)
         remember(self._recipe, self._executor, self)
         self._training: dict[object, Differentiable | None] = {}
@@ -224,12 +226,19 @@ class Function:
         return self._differentiable
 
     def part(
-        self, part: str, wrt: Sequence[str], fuses: bool, recomputed: Sequence[str], crossing: Sequence[str] = (), **backward: Any
+        self,
+        part: str,
+        wrt: Sequence[str],
+        fuses: bool,
+        recomputed: Sequence[str],
+        orders: Sequence[Any] = (),
+        crossing: Sequence[str] = (),
+        **backward: Any,
     ) -> Executor:
         """The executor of one side of the cut gradient, as recipes name it. Raises Unsupported where the cut is another one by now."""
         trained = self._trained(tuple(wrt), fuses)
         assert trained is not None
-        halves = trained.halves(frozenset(recomputed))
+        halves = trained.halves(frozenset(recomputed), tuple((n, tuple(map(tuple, path))) for n, path in orders))
         if tuple(crossing) != halves.crossing:
             raise Unsupported(
                 f"a graph of another version of tdsl: its backward of {self._program.name} expects {', '.join(crossing) or 'nothing'} of the "

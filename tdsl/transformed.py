@@ -57,7 +57,7 @@ def _saving(function: Any, args: Sequence[Any]) -> Short | None:
     if trained is None:
         return None
     described = [form(a) for a in args]
-    halves = trained.halves(trained.base.recomputed_for(described))
+    halves = trained.halves_for(described)
     if not (halves.parts.saved or halves.parts.kept):
         return None
     return Short(halves.forward, halves, tuple(halves.stored_for(described).items()))

@@ -135,3 +135,15 @@ def test_other_transforms() -> None:
         function.vmap()
     a, b, c = torch.randn(6, 3, 4), torch.randn(4, 5), torch.randn(6, 3, 5)
     torch.testing.assert_close(function.grad("A").vmap((0, None, 0))(a, b, c), 2 * c @ b.T)
+
+
+def test_a_function_of_the_same_text_keeps_its_own() -> None:
+    """In a traced graph too, where Functions are found by what they were made of."""
+    text = "Y[i] = x[i] * x[i] * x[i] * 11"
+    changed = tdsl.function(text)
+    changed.define_grad("x", "x.grad[i] = 100 * Y.grad[i]")
+    other = tdsl.function(text)
+    x = torch.randn(4, requires_grad=True)
+    for function, wanted in ((other, 33 * x.detach() ** 2), (changed, torch.full((4,), 100.0))):
+        compiled = torch.compile(lambda x, f=function: f(x).sum(), backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(torch.autograd.grad(compiled(x), x)[0], wanted)
