@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tdsl.ir import Access, Call, Expr, Program, children, statements, walk
+from tdsl.ir import Access, Call, Const, Expr, Index, Program, children, statements, walk
 from tdsl.ops import OPS
 
 # What adds no rounding that a fused multiplication and addition would leave out.
@@ -46,4 +46,9 @@ def respelled(e: Expr) -> bool:
 def rounds_between(e: Expr) -> bool:
     """Whether an expression adds to what was rounded before."""
     sums = (x for x in walk(e) if isinstance(x, Call) and x.op in ("add", "sub"))
-    return any(isinstance(y, Call) and y.op not in _EXACT for x in sums for arg in x.args for y in walk(arg))
+    return any(isinstance(y, Call) and y.op not in _EXACT and not _of_indices(y) for x in sums for arg in x.args for y in walk(arg))
+
+
+def _of_indices(e: Expr) -> bool:
+    """Whether an expression is made of loop indices and whole numbers: integers are not rounded."""
+    return all(isinstance(x, Index | Call) or (isinstance(x, Const) and isinstance(x.value, int)) for x in walk(e))

@@ -32,7 +32,8 @@ class Axes:
         self.arrays = {v.name: v for v in self.plan.arrays}
         self.here: set[str] = set()  # values that the nest being printed makes itself
         self.open: set[str] = set()  # axes of the loops around
-        self.values = {op.dst.name: op.dst for op in ir.operations(kernel.body) if not isinstance(op, ir.For | ir.Store | ir.Assign)}
+        self.makers = {op.dst.name: op for op in ir.operations(kernel.body) if not isinstance(op, ir.For | ir.Store | ir.Assign)}
+        self.values = {name: op.dst for name, op in self.makers.items()}
         self.multiplies = any(isinstance(op, ir.Dot) and matrices(op, kernel) for op in ir.operations(kernel.body))
         if self.multiplies:
             self.same |= reuse(self.plan, self.values)
@@ -56,9 +57,14 @@ class Axes:
         """A name of this printer's own, apart from those of the tile IR."""
         return self.named(f"{name} ", self.used)
 
+    def once(self, name: str) -> str:
+        """A name of this printer's own that no other call gets."""
+        number = sum(key.startswith(f"{name} #") for key in self.names)
+        return self.named(f"{name} #{number}", self.used)
+
     def named(self, key: str, taken: frozenset[str] | set[str]) -> str:
         if key not in self.names:
-            fresh = key.strip()
+            fresh = key.split(" ")[0]
             while fresh in taken or fresh in self.names.values():
                 fresh += "_"
             self.names[key] = fresh

@@ -17,6 +17,7 @@ INLINE float real(int x) { return __builtin_bit_cast(float, x); }
 INLINE double real(i64 x) { return __builtin_bit_cast(double, x); }
 INLINE float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 INLINE double fma(double a, double b, double c) { return __builtin_fma(a, b, c); }
+INLINE float with_sign(float size, float of) { return __builtin_copysignf(size, of); }
 """,
     "half": """\
 INLINE float from_f16(u16 h) {
@@ -42,8 +43,8 @@ INLINE u16 to_bf16(float x) {
 """,
     # -- exp and what is made of it. `part` holds exp(x) = 2^n (1 + tail); n is read from the low bits of a rounded sum.
     "exp_tail": """\
-INLINE float exp_tail(float r) {  // exp(r) - 1 for |r| <= ln2 / 2
-    float q = fma(0.0013950489f, r, 0.0083688896f);
+template <class T> INLINE T exp_tail(T r) {  // exp(r) - 1 for |r| <= ln2 / 2
+    T q = fma(0.0013950489f, r, 0.0083688896f);
     q = fma(q, r, 0.0416662058f);
     q = fma(q, r, 0.1666651884f);
     q = fma(q, r, 0.5000000095f);
@@ -65,8 +66,8 @@ template <class T> INLINE T clamped(T x, T lo, T hi) {  // a NaN stays; each lin
     const T above = lo > x ? lo : x;
     return hi < above ? hi : above;
 }
-INLINE float nearest(float x, float by, int& n) {  // x * by as a whole number, in both types
-    const float sum = fma(x, by, 12582912.0f);
+template <class T> INLINE T nearest(T x, float by, typename integer_of<T>::type& n) {  // x * by as a whole number, in both types
+    const T sum = fma(x, by, 12582912.0f);
     n = bits(sum) - 0x4b400000;
     return sum - 12582912.0f;
 }
@@ -75,53 +76,53 @@ INLINE double nearest(double x, double by, i64& n) {
     n = bits(sum) - 0x4338000000000000LL;
     return sum - 6755399441055744.0;
 }
-INLINE float power_of_two(int n) { return real((n + 127) << 23); }
+template <class I> INLINE auto power_of_two(I n) -> decltype(real(n)) { return real((n + 127) << 23); }
 INLINE double power_of_two(i64 n) { return real((n + 1023) << 52); }
-INLINE float exp_rest(float x, float n) { return fma(n, -1.42860677e-6f, fma(n, -0.693145752f, x)); }
+template <class T> INLINE T exp_rest(T x, T n) { return fma(n, -1.42860677e-6f, fma(n, -0.693145752f, x)); }
 INLINE double exp_rest(double x, double n) { return fma(n, -1.90821492927058770002e-10, fma(n, -6.93147180369123816490e-01, x)); }
-INLINE float scaled(float tail, int n) {  // in two steps, so that neither factor overflows
-    const int half = n >> 1;
+template <class T> INLINE T scaled(T tail, T, typename integer_of<T>::type n) {  // in two steps, so that neither factor overflows
+    const auto half = n >> 1;
     return fma(tail, power_of_two(half), power_of_two(half)) * power_of_two(n - half);
 }
-INLINE double scaled(double tail, i64 n) {
+INLINE double scaled(double tail, double, i64 n) {
     const i64 half = n >> 1;
     return fma(tail, power_of_two(half), power_of_two(half)) * power_of_two(n - half);
 }
 """,
     "exp": """\
-INLINE float exp(float x) {
-    const float c = clamped(x, -104.0f, 89.0f);
-    int n;
-    const float r = exp_rest(c, nearest(c, 1.44269504f, n));
-    return scaled(exp_tail(r), n);
+template <class T> INLINE T exp(T x) {
+    const T c = clamped(x, T(-104.0f), T(89.0f));
+    typename integer_of<T>::type n;
+    const T whole = nearest(c, 1.44269504f, n);
+    return scaled(exp_tail(exp_rest(c, whole)), whole, n);
 }
 INLINE double exp(double x) {
     const double c = clamped(x, -746.0, 710.0);
     i64 n;
-    const double r = exp_rest(c, nearest(c, 1.4426950408889634, n));
-    return scaled(exp_tail(r), n);
+    const double whole = nearest(c, 1.4426950408889634, n);
+    return scaled(exp_tail(exp_rest(c, whole)), whole, n);
 }
 """,
     "exp2": """\
-INLINE float exp2(float x) {
-    const float c = clamped(x, -151.0f, 129.0f);
-    int n;
-    const float r = (c - nearest(c, 1.0f, n)) * 0.693147181f;
-    return scaled(exp_tail(r), n);
+template <class T> INLINE T exp2(T x) {
+    const T c = clamped(x, T(-151.0f), T(129.0f));
+    typename integer_of<T>::type n;
+    const T whole = nearest(c, 1.0f, n);
+    return scaled(exp_tail((c - whole) * 0.693147181f), whole, n);
 }
 INLINE double exp2(double x) {
     const double c = clamped(x, -1076.0, 1025.0);
     i64 n;
-    const double r = (c - nearest(c, 1.0, n)) * 0.6931471805599453;
-    return scaled(exp_tail(r), n);
+    const double whole = nearest(c, 1.0, n);
+    return scaled(exp_tail((c - whole) * 0.6931471805599453), whole, n);
 }
 """,
     "expm1": """\
-INLINE float expm1(float x) {
-    const float c = clamped(x, -60.0f, 89.0f);
-    int n;
-    const float r = exp_rest(c, nearest(c, 1.44269504f, n)), s = power_of_two(n - 1);
-    return x == 0.0f ? x : 2.0f * fma(s, exp_tail(r), s - 0.5f);
+template <class T> INLINE T expm1(T x) {
+    const T c = clamped(x, T(-60.0f), T(89.0f));
+    typename integer_of<T>::type n;
+    const T r = exp_rest(c, nearest(c, 1.44269504f, n)), s = power_of_two(n - 1);
+    return choose(x == 0.0f, x, 2.0f * fma(s, exp_tail(r), s - 0.5f));
 }
 INLINE double expm1(double x) {
     const double c = clamped(x, -60.0, 710.0);
@@ -132,11 +133,11 @@ INLINE double expm1(double x) {
 """,
     # -- log: x = m 2^e with m around 1
     "log_parts": """\
-INLINE float log_mantissa(float x, float& e) {
-    const bool tiny = x < 1.17549435e-38f;
-    const int b = bits(tiny ? x * 8388608.0f : x);
-    const int k = (b - 0x3f3504f3) >> 23;
-    e = (float)k - (tiny ? 23.0f : 0.0f);
+template <class T> INLINE T log_mantissa(T x, T& e) {
+    const auto tiny = x < 1.17549435e-38f;
+    const auto b = bits(choose(tiny, x * 8388608.0f, x));
+    const auto k = (b - 0x3f3504f3) >> 23;
+    e = T(k) - choose(tiny, T(23.0f), T(0.0f));
     return real(b - (k << 23));
 }
 INLINE double log_mantissa(double x, double& e) {
@@ -146,8 +147,8 @@ INLINE double log_mantissa(double x, double& e) {
     e = (double)k - (tiny ? 52.0 : 0.0);
     return real(b - (k << 52));
 }
-INLINE float log_tail(float f) {  // log(1 + f) - f + f^2 / 2
-    float p = fma(7.0376836292e-2f, f, -1.1514610310e-1f);
+template <class T> INLINE T log_tail(T f) {  // log(1 + f) - f + f^2 / 2
+    T p = fma(7.0376836292e-2f, f, -1.1514610310e-1f);
     p = fma(p, f, 1.1676998740e-1f);
     p = fma(p, f, -1.2420140846e-1f);
     p = fma(p, f, 1.4249322787e-1f);
@@ -168,14 +169,15 @@ INLINE double log_tail(double f) {
     return s * fma(p, z, 0.5 * f * f);
 }
 template <class T> INLINE T log_special(T x, T y) {  // what the formula does not give: log of 0, of infinity, of less than 0
-    return x == T(0) ? T(-__builtin_inf()) : x == T(__builtin_inf()) ? x : x >= T(0) ? y : T(__builtin_nan(""));
+    const T positive = choose(x == T(__builtin_inf()), x, choose(x >= T(0), y, T(__builtin_nan(""))));
+    return choose(x == T(0), T(-__builtin_inf()), positive);
 }
 """,
     "log": """\
-INLINE float log(float x) {
-    float e;
-    const float f = log_mantissa(x, e) - 1.0f;
-    const float y = fma(e, -2.12194440e-4f, log_tail(f));
+template <class T> INLINE T log(T x) {
+    T e;
+    const T f = log_mantissa(x, e) - 1.0f;
+    const T y = fma(e, -2.12194440e-4f, log_tail(f));
     return log_special(x, fma(e, 0.693359375f, f + fma(-0.5f * f, f, y)));
 }
 INLINE double log(double x) {
@@ -186,10 +188,10 @@ INLINE double log(double x) {
 }
 """,
     "log2": """\
-INLINE float log2(float x) {
-    float e;
-    const float f = log_mantissa(x, e) - 1.0f;
-    const float y = fma(-0.5f * f, f, log_tail(f));
+template <class T> INLINE T log2(T x) {
+    T e;
+    const T f = log_mantissa(x, e) - 1.0f;
+    const T y = fma(-0.5f * f, f, log_tail(f));
     return log_special(x, fma(f, 1.4426950f, e) + fma(y, 1.4426950f, f * 1.92596298e-8f));
 }
 INLINE double log2(double x) {
@@ -203,7 +205,7 @@ INLINE double log2(double x) {
 template <class T> INLINE T log1p(T x) {
     const T u = T(1) + x;
     const T y = log(u) + (x - (u - T(1))) / u;
-    return x == T(-1) || x == T(__builtin_inf()) ? log(u) : x == T(0) ? x : y;
+    return choose((x == T(-1)) | (x == T(__builtin_inf())), log(u), choose(x == T(0), x, y));
 }
 """,
     "pow": """\
@@ -224,14 +226,14 @@ INLINE i64 pow(i64 a, i64 b) {
 }
 """,
     "tanh": """\
-INLINE float tanh(float x) {
-    const float size = __builtin_fabsf(x), z = x * x;
-    float p = fma(-5.70498872745e-3f, z, 2.06390887954e-2f);
+template <class T> INLINE T tanh(T x) {
+    const T size = abs(x), z = x * x;
+    T p = fma(-5.70498872745e-3f, z, 2.06390887954e-2f);
     p = fma(p, z, -5.37397155531e-2f);
     p = fma(p, z, 1.33314422036e-1f);
     p = fma(p, z, -3.33332819422e-1f);
-    const float large = __builtin_copysignf(1.0f - 2.0f / (exp(2.0f * size) + 1.0f), x);
-    return size < 0.625f ? fma(p * z, x, x) : large;
+    const T large = with_sign(1.0f - 2.0f / (exp(2.0f * size) + 1.0f), x);
+    return choose(size < 0.625f, fma(p * z, x, x), large);
 }
 INLINE double tanh(double x) {
     const double size = __builtin_fabs(x), z = x * x;
@@ -242,21 +244,21 @@ INLINE double tanh(double x) {
 }
 """,
     "erf": """\
-INLINE float erf(float x) {
-    const float t = __builtin_fabsf(x), s = x * x;
-    float r = fma(-1.72853470e-5f, t, 3.83197126e-4f);
-    const float u = fma(-3.88396438e-3f, t, 2.42546219e-2f);
+template <class T> INLINE T erf(T x) {
+    const T t = abs(x), s = x * x;
+    T r = fma(-1.72853470e-5f, t, 3.83197126e-4f);
+    const T u = fma(-3.88396438e-3f, t, 2.42546219e-2f);
     r = fma(r, s, u);
     r = fma(r, t, -1.06777877e-1f);
     r = fma(r, t, -6.34846687e-1f);
     r = fma(r, t, -1.28717512e-1f);
-    const float large = __builtin_copysignf(1.0f - exp(t > 4.0f ? -17.5f : fma(r, t, -t)), x);
-    float p = fma(-5.96761703e-4f, s, 4.99119423e-3f);
+    const T large = with_sign(1.0f - exp(choose(t > 4.0f, T(-17.5f), fma(r, t, -t))), x);
+    T p = fma(-5.96761703e-4f, s, 4.99119423e-3f);
     p = fma(p, s, -2.67681349e-2f);
     p = fma(p, s, 1.12819925e-1f);
     p = fma(p, s, -3.76125336e-1f);
     p = fma(p, s, 1.28379166e-1f);
-    return t > 0.927734375f ? large : fma(p, x, x);
+    return choose(t > 0.927734375f, large, fma(p, x, x));
 }
 INLINE double erf(double x) { return __builtin_erf(x); }
 """,
@@ -358,7 +360,7 @@ INLINE float rand(i64 key) { return float(hashed(folded(key)) >> 8) / 16777216.0
 
 PROVIDES = {
     "mix": ("mix", "rand", "hashed", "folded"),
-    "bits": ("bits", "real", "fma"),
+    "bits": ("bits", "real", "fma", "with_sign"),
     "half": ("from_f16", "to_f16"),
     "brain": ("from_bf16", "to_bf16"),
     "exp_tail": ("exp_tail", "clamped", "nearest", "power_of_two", "exp_rest", "scaled"),

@@ -19,6 +19,9 @@ TYPES = """\
 typedef unsigned char u8; typedef signed char i8; typedef short i16; typedef int i32; typedef long long i64;
 typedef unsigned short u16; typedef unsigned int u32; typedef unsigned long long u64;
 #define INLINE static inline __attribute__((always_inline))
+template <class T> struct integer_of;
+template <> struct integer_of<float> { typedef int type; };
+template <class T> INLINE T choose(bool c, T a, T b) { return c ? a : b; }
 """
 
 _OF = {function: piece for piece in PIECES for function in PROVIDES.get(piece, (piece,))}

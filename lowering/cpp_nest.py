@@ -32,7 +32,7 @@ class NestPrinter:
         kernel = printer.kernel
         self.serial = any(isinstance(op, ir.Store) and self.lane in {a.name for a in printer.unsafe(op)} for op in nest.body)
         short = kernel.axis(self.lane).role == "whole" and kernel.axis(self.lane).extent <= SMALL
-        self.across = any(self.lane in _reduced(op) for op in self.folds)
+        self.across = any(self.lane in reduced(op) for op in self.folds)
         self.in_lanes = self.across and not short and not self.serial
         self.crossed = [op for op in nest.body if isinstance(op, ir.Load | ir.Store) and self._crosses(op)]
         self.blocked = {op.dst.name for op in self.folds if self._long(op)}
@@ -88,8 +88,8 @@ class NestPrinter:
         """Whether a float32 sum has so many terms that its blocks are added in double."""
         if op.dst.dtype != "float32" or (isinstance(op, ir.Fold) and op.reduction != "sum"):
             return False
-        terms = math.prod(self.length(a) for a in _reduced(op))
-        return terms > BLOCK * (LANES if self.in_lanes and self.lane in _reduced(op) else 1)
+        terms = math.prod(self.length(a) for a in reduced(op))
+        return terms > BLOCK * (LANES if self.in_lanes and self.lane in reduced(op) else 1)
 
     def run(self, indent: str) -> Iterator[str]:
         p = self.p
@@ -122,7 +122,7 @@ class NestPrinter:
     def prepare(self, op: ir.Fold | ir.Dot, indent: str) -> Iterator[str]:
         """The declaration of a number, or the identity into an array."""
         p = self.p
-        start = p.number(_identity(op), op.dst.dtype)
+        start = p.number(identity_of(op), op.dst.dtype)
         first = start
         if isinstance(op, ir.Dot) and op.acc is not None:
             first = f"{p.c(op.acc.name)}[lane]" if op.dst.axes else p.ref(op.acc)
@@ -153,7 +153,7 @@ class NestPrinter:
         cut = depth == self._cut()
         if cut:
             inner = math.prod(
-                self.length(a) for op in self.folds if op.dst.name in self.blocked for a in self.outer[depth + 1 :] if a in _reduced(op)
+                self.length(a) for op in self.folds if op.dst.name in self.blocked for a in self.outer[depth + 1 :] if a in reduced(op)
             )
             block = max(1, BLOCK // max(1, inner))
             first, end = p.helper(f"{axis}_block"), p.helper(f"{axis}_end")
@@ -171,7 +171,7 @@ class NestPrinter:
     def _cut(self) -> int:
         """The depth of the loop that is cut into blocks for the folds that keep the last axis; -1 where none is."""
         for depth, axis in enumerate(self.outer):
-            if any(op.dst.name in self.blocked and self.lane in op.dst.axes and axis in _reduced(op) for op in self.folds):
+            if any(op.dst.name in self.blocked and self.lane in op.dst.axes and axis in reduced(op) for op in self.folds):
                 return depth
         return -1
 
@@ -205,18 +205,12 @@ class NestPrinter:
         return max((self.nest.axes.index(a) + 1 for a in op.dst.axes), default=0)
 
     def innermost(self, indent: str) -> Iterator[str]:
-        p = self.p
-        name, (start, stop) = p.c(self.lane), p.span(self.lane)
-        decode = [f"    {line}" for line in p.decode(p.kernel.axis(self.lane))]
         if not self.in_lanes:
-            if not self.serial and not (self.across and not self.in_lanes):
-                yield f"{indent}#pragma omp simd"
-            yield f"{indent}for (i64 {name} = {start}; {name} < {stop}; ++{name}) {{"
-            yield from (indent + line for line in decode)
-            yield from self.body(indent + "    ")
-            yield f"{indent}}}"
+            yield from self.alone(indent)
             return
-        across = [op for op in self.folds if self.lane in _reduced(op)]
+        p = self.p
+        start, stop = p.span(self.lane)
+        across = [op for op in self.folds if self.lane in reduced(op)]
         long = any(op.dst.name in self.blocked for op in across) and self.length(self.lane) > BLOCK * LANES
         if long:
             first = p.helper(f"{self.lane}_block")
@@ -225,18 +219,35 @@ class NestPrinter:
             indent += "    "
             start, stop = first, f"({first} + {size} < {stop} ? {first} + {size} : {stop})"
         for op in across:
-            yield f"{indent}alignas(64) {REGISTER[op.dst.dtype]} {self.part(op)}[LANES];"
-            yield f"{indent}fill({self.part(op)}, {p.number(_identity(op), op.dst.dtype)});"
-        yield f"{indent}lanes({start}, {stop}, [&](i64 {name}, int lane) __attribute__((always_inline)) {{"
-        yield from (indent + line for line in decode)
-        yield from self.body(indent + "    ")
-        yield f"{indent}}});"
+            yield from (indent + line for line in self.parts(op))
+        yield from self.lanes(start, stop, indent)
         for op in across:
-            kind = REGISTER[op.dst.dtype]
-            combine = f"[]({kind} a, {kind} b) {{ return {p.combined(_reduction(op), 'a', 'b')}; }}"
-            yield f"{indent}{self.total(op)} = {p.combined(_reduction(op), self.total(op), f'folded({self.part(op)}, {combine})')};"
+            combine = f"[](auto a, auto b) {{ return {p.combined(reduction_of(op), 'a', 'b')}; }}"
+            yield f"{indent}{self.total(op)} = {p.combined(reduction_of(op), self.total(op), f'folded({self.part(op)}, {combine})')};"
         if long:
             yield f"{indent[4:]}}}"
+
+    def alone(self, indent: str) -> Iterator[str]:
+        """The loop along the last axis where no sum goes along it in parts."""
+        name, (start, stop) = self.p.c(self.lane), self.p.span(self.lane)
+        if not self.serial and not self.across:
+            yield f"{indent}#pragma omp simd"
+        yield f"{indent}for (i64 {name} = {start}; {name} < {stop}; ++{name}) {{"
+        yield from (f"{indent}    {line}" for line in self.p.decode(self.p.kernel.axis(self.lane)))
+        yield from self.body(indent + "    ")
+        yield f"{indent}}}"
+
+    def parts(self, op: ir.Fold | ir.Dot) -> Iterator[str]:
+        """Partial results side by side, and their first value."""
+        yield f"alignas(64) {REGISTER[op.dst.dtype]} {self.part(op)}[LANES];"
+        yield f"fill({self.part(op)}, {self.p.number(identity_of(op), op.dst.dtype)});"
+
+    def lanes(self, start: str, stop: str, indent: str) -> Iterator[str]:
+        """The loop along the last axis, partial results side by side."""
+        yield f"{indent}lanes({start}, {stop}, [&](i64 {self.p.c(self.lane)}, int lane) __attribute__((always_inline)) {{"
+        yield from (f"{indent}    {line}" for line in self.p.decode(self.p.kernel.axis(self.lane)))
+        yield from self.body(indent + "    ")
+        yield f"{indent}}});"
 
     def body(self, indent: str) -> Iterator[str]:
         """What is done for each element: the values, then what becomes of them, in order."""
@@ -248,7 +259,7 @@ class NestPrinter:
                     term = p.ref(op.src)
                 else:
                     term = f"{p.ref(op.lhs)} * {p.ref(op.rhs)}"
-                yield f"{indent}{self.target(op)} = {p.combined(_reduction(op), self.target(op), term)};"
+                yield indent + self.added(op, term)
             elif isinstance(op, ir.Store) and op in self.crossed:
                 yield f"{indent}{self.in_tile(op)} = {p.ref(op.src)};"
             elif isinstance(op, ir.Load) and op in self.crossed:
@@ -259,10 +270,14 @@ class NestPrinter:
             elif self._depth(op) == deepest:
                 yield from (indent + line for line in p.operation(op, self.nest.kept))
 
+    def added(self, op: ir.Fold | ir.Dot, term: str) -> str:
+        """What becomes of one term."""
+        return f"{self.target(op)} = {self.p.combined(reduction_of(op), self.target(op), term)};"
+
     def target(self, op: ir.Fold | ir.Dot) -> str:
         """Where one term goes."""
         p = self.p
-        if self.in_lanes and self.lane in _reduced(op):
+        if self.in_lanes and self.lane in reduced(op):
             return f"{self.part(op)}[lane]"
         if op.dst.name in self.blocked and self.lane in op.dst.axes:
             return p.element(op.dst).replace(p.c(op.dst.name), self.part(op), 1)
@@ -274,13 +289,13 @@ def less(stop: str, start: str) -> str:
     return stop if start == "0" else stop[len(start) + 3 :] if stop.startswith(f"{start} + ") else f"{stop} - {start}"
 
 
-def _reduced(op: ir.Fold | ir.Dot) -> tuple[str, ...]:
+def reduced(op: ir.Fold | ir.Dot) -> tuple[str, ...]:
     return op.axes if isinstance(op, ir.Fold) else op.contract
 
 
-def _reduction(op: ir.Fold | ir.Dot) -> str:
+def reduction_of(op: ir.Fold | ir.Dot) -> str:
     return op.reduction if isinstance(op, ir.Fold) else "sum"
 
 
-def _identity(op: ir.Fold | ir.Dot) -> float | int | bool:
-    return identity(_reduction(op), op.dst.dtype)
+def identity_of(op: ir.Fold | ir.Dot) -> float | int | bool:
+    return identity(reduction_of(op), op.dst.dtype)

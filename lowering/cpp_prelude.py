@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lowering import cpp_math
+from lowering import cpp_math, cpp_vectors
 from tdsl.ops import OPS
 
 # Partial sums side by side: four vectors of 512 bits of float32, which is what the latency of an addition asks for.
@@ -32,7 +32,7 @@ _WORDS = """
     huge madvise gemm micro scratch memory omp_get_thread_num Sums TERMS ROWS BYTES
     INLINE LANES
 """
-KEYWORDS = frozenset(_WORDS.split()) | cpp_math.NAMES | OPS.keys()
+KEYWORDS = frozenset(_WORDS.split()) | frozenset(cpp_vectors.NAMES.split()) | cpp_math.NAMES | OPS.keys()
 HELPERS = f"""\
 enum {{ LANES = {LANES} }};
 // body(c, lane) for c in [first, last): LANES of them at a time.

@@ -14,10 +14,12 @@ from dataclasses import dataclass, replace
 from lowering import cpp_math
 from lowering import tile_ir as ir
 from lowering.cpp_gemm import GEMM
-from lowering.cpp_nest import BLOCK, NestPrinter
+from lowering.cpp_nest import BLOCK
 from lowering.cpp_prelude import HELPERS, HUGE, REGISTER, STORAGE, TRANSPOSED
 from lowering.cpp_product import product
 from lowering.cpp_values import Values
+from lowering.cpp_vector_nest import nest_printer
+from lowering.cpp_vectors import VECTORS
 from lowering.factor_out import factor_out
 from lowering.merge import merge
 from lowering.nests import Item, Nest, Product, Walk, operands
@@ -63,9 +65,10 @@ def cpp_source(kernel: ir.Kernel, overlap: frozenset[str] = frozenset()) -> CppK
 def cpp_module(kernels: Sequence[CppKernel]) -> str:
     """One translation unit with all kernels of a program."""
     calls = frozenset().union(*(k.calls for k in kernels))
-    texts = {"transposed": TRANSPOSED, "huge": HUGE, "gemm": GEMM}
+    texts = {"vectors": VECTORS, "transposed": TRANSPOSED, "huge": HUGE, "gemm": GEMM}
     own = [text for name, text in texts.items() if name in calls or (name == "transposed" and "gemm" in calls)]
-    return "\n".join([cpp_math.TYPES, cpp_math.prelude(calls - texts.keys()), HELPERS, *own, *(k.source for k in kernels)])
+    fused = f"enum {{ FUSED = {int(all(k.fused for k in kernels))} }};  // whether a product and a sum are one operation\n"
+    return "\n".join([cpp_math.TYPES, fused, cpp_math.prelude(calls - texts.keys()), HELPERS, *own, *(k.source for k in kernels)])
 
 
 class _Printer(Values):
@@ -195,7 +198,7 @@ class _Printer(Values):
     def items(self, items: Sequence[Item], indent: str) -> Iterator[str]:
         for item in items:
             if isinstance(item, Nest):
-                yield from NestPrinter(self, item).run(indent)
+                yield from nest_printer(self, item).run(indent)
             elif isinstance(item, Walk):
                 yield from self.walk(item, indent)
             elif isinstance(item, Product):
