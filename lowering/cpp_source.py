@@ -19,7 +19,7 @@ from lowering.cpp_prelude import HELPERS, HUGE, REGISTER, STORAGE, TRANSPOSED
 from lowering.cpp_product import product
 from lowering.cpp_values import Values
 from lowering.cpp_vector_nest import nest_printer
-from lowering.cpp_vectors import VECTORS
+from lowering.cpp_vectors import BRAIN, HALF, VECTORS
 from lowering.factor_out import factor_out
 from lowering.merge import merge
 from lowering.nests import Item, Nest, Product, Walk, operands
@@ -66,6 +66,8 @@ def cpp_module(kernels: Sequence[CppKernel]) -> str:
     """One translation unit with all kernels of a program."""
     calls = frozenset().union(*(k.calls for k in kernels))
     texts = {"vectors": VECTORS, "transposed": TRANSPOSED, "huge": HUGE, "gemm": GEMM}
+    if "vectors" in calls:
+        texts["vectors"] += "".join(text for kind, text in (("bf16", BRAIN), ("f16", HALF)) if {f"from_{kind}", f"to_{kind}"} & calls)
     own = [text for name, text in texts.items() if name in calls or (name == "transposed" and "gemm" in calls)]
     fused = f"enum {{ FUSED = {int(all(k.fused for k in kernels))} }};  // whether a product and a sum are one operation\n"
     return "\n".join([cpp_math.TYPES, fused, cpp_math.prelude(calls - texts.keys()), HELPERS, *own, *(k.source for k in kernels)])

@@ -56,7 +56,7 @@ class Values(Axes):
     def register(self, v: ir.Value) -> str:
         """The type of a value, or of several of its elements."""
         if self.vector in v.axes:
-            return {"bool": "Mask", "int64": "Int"}.get(v.dtype, "Float")
+            return "Half" if v.dtype in HALVES else {"bool": "Mask", "int64": "Int"}.get(v.dtype, "Float")
         return REGISTER[v.dtype]
 
     def bytes_of(self, b: ir.Buffer) -> int:
@@ -89,7 +89,7 @@ class Values(Axes):
         if op.op in DTYPES:
             (source,) = op.args
             assert isinstance(source, ir.Value)
-            if self.vector in source.axes and op.dst.dtype == "float32" and source.dtype != "float32":
+            if self.vector in source.axes and source.dtype in ("bool", "int64"):
                 return f"choose({self.ref(source)}, 1.0f, 0.0f)" if source.dtype == "bool" else f"Float({self.ref(source)})"
             return self.cast(self.ref(source), source.dtype, op.dst.dtype)
         typed = [a.dtype for n, a in enumerate(op.args) if isinstance(a, ir.Value) and not (row.kind == "branch" and n == 0)]

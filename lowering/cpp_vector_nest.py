@@ -7,7 +7,7 @@
         s_part[at.part] = s_part[at.part] + at.only(e, 0.0f);
     });
 
-That takes float32 and masks alone, which lie side by side wherever they are read or written along that axis, and indices that 32 bits
+That takes float32 (or half of it in memory) and masks alone, which lie side by side wherever they are read or written along that axis, and indices that 32 bits
 hold; other nests are loops that the compiler makes vector code of where it can.
 """
 
@@ -20,6 +20,7 @@ from lowering import tile_ir as ir
 from lowering.addresses import axis_step
 from lowering.cpp_axes import SMALL
 from lowering.cpp_nest import NestPrinter, identity_of, reduced, reduction_of
+from lowering.cpp_prelude import HALVES
 from lowering.cpp_values import Values
 from lowering.nests import Nest
 from tdsl.affine import linear
@@ -64,7 +65,7 @@ def _fits(p: Values, op: ir.Operation, lane: str) -> bool:
     along = [v for v in values if lane in v.axes]
     if not along and not (isinstance(op, ir.Store) and lane in op.axes):
         return True
-    if not all(v.dtype in ("float32", "bool", "int64") and _side_by_side(p, v, lane) for v in along):
+    if not all(v.dtype in ("float32", "bool", "int64", *HALVES) and _side_by_side(p, v, lane) for v in along):
         return False
     if any(v.dtype == "int64" for v in along):
         return _counts(p, op, lane)
@@ -77,16 +78,18 @@ def _fits(p: Values, op: ir.Operation, lane: str) -> bool:
             if moved or b.number or b.dtype != value.dtype or axis_step(subscripts, b.strides, axis.indices, p.values) != 1:
                 return False
             return b.dtype == "float32" or isinstance(op, ir.Load) or (op.mode == "set" and lane in value.axes)
+        case ir.Assign() | ir.Mask() | ir.Full():
+            return not any(v.dtype in HALVES for v in along)
         case ir.Fold() | ir.Dot():
             return op.dst.dtype == "float32" and all(v.dtype == "float32" for v in along)
-    return isinstance(op, ir.Assign | ir.Mask | ir.Full)
+    return False
 
 
 def _computes(op: ir.Elementwise, values: list[ir.Value], lane: str) -> bool:
     """Whether arithmetic is on floats and masks. values: the result, and what it is made of."""
     result, *args = (v.dtype for v in values)
     if op.op in DTYPES:
-        return all(lane in v.axes for v in values)
+        return all(lane in v.axes for v in values) and ("float32" in (result, *args) or {result, *args} == {"bool"})
     if op.op == "where":
         return result == "float32" and {*args} <= {"float32", "bool"}
     if result == "bool":

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 # What generated names keep clear of.
 NAMES = """
-    Float Int Mask Full Rest Parts Divisor floats unaligned ints bytes WIDTH PARTS EXACT_REST FUSED EACH
-    at choose along ends larger smaller past_caches whole rest vectors integer_of
+    Float Int Mask Half Full Rest Parts Divisor floats unaligned ints bytes halves WIDTH PARTS EXACT_REST FUSED EACH
+    at choose along ends larger smaller widened narrowed past_caches whole rest vectors integer_of
 """
 
 TYPES = """\
@@ -30,6 +30,10 @@ typedef float floats __attribute__((vector_size(4 * WIDTH)));
 typedef float unaligned __attribute__((vector_size(4 * WIDTH), aligned(4)));
 typedef int ints __attribute__((vector_size(4 * WIDTH)));
 typedef u8 bytes __attribute__((vector_size(WIDTH), aligned(1)));
+typedef u16 halves __attribute__((vector_size(2 * WIDTH), aligned(2)));
+struct Half {  // of either kind
+    halves v;
+};
 struct Mask {
     ints v;
     INLINE_MEMBER Mask(ints v) : v(v) {}
@@ -183,6 +187,9 @@ template <int K> struct Full {
     INLINE_MEMBER Mask load(const u8* p) const { return __builtin_convertvector(*(const bytes*)p, ints) != 0; }
     INLINE_MEMBER void store(u8* p, Mask x) const { *(bytes*)p = __builtin_convertvector(-x.v, bytes); }
     INLINE_MEMBER void stream(u8* p, Mask x) const { store(p, x); }
+    INLINE_MEMBER Half load(const u16* p) const { return {*(const halves*)p}; }
+    INLINE_MEMBER void store(u16* p, Half x) const { *(halves*)p = x.v; }
+    INLINE_MEMBER void stream(u16* p, Half x) const { store(p, x); }
 };
 template <int K> struct Rest {
     enum { part = K };
@@ -234,6 +241,15 @@ template <int K> struct Rest {
         for (int k = 0; k < count; ++k) p[k] = x.v[k] != 0;
     }
     INLINE_MEMBER void stream(u8* p, Mask x) const { store(p, x); }
+    INLINE_MEMBER Half load(const u16* p) const {
+        halves x{};
+        for (int k = 0; k < count; ++k) x[k] = p[k];
+        return {x};
+    }
+    INLINE_MEMBER void store(u16* p, Half x) const {
+        for (int k = 0; k < count; ++k) p[k] = x.v[k];
+    }
+    INLINE_MEMBER void stream(u16* p, Half x) const { store(p, x); }
 };
 template <int K, int N, class Body> INLINE void whole(i64 c, Body& body) {
     body(c + K * WIDTH, Full<K>{});
@@ -274,3 +290,39 @@ template <class Combine> INLINE float folded(Parts& parts, Combine combine) {
 """
 
 VECTORS = TYPES + MATH + LOOPS
+
+# What turns sixteen bits into floats and back, where a kernel calls it.
+BRAIN = """\
+#if defined(__AVX2__)
+INLINE ints widened(halves h) { ints y; __asm__("vpmovzxwd %1, %0" : "=v"(y) : "v"(h)); return y; }
+#else
+INLINE ints widened(halves h) { return __builtin_convertvector(h, ints); }
+#endif
+#if defined(__AVX512F__)
+INLINE halves narrowed(ints x) { halves y; __asm__("vpmovdw %1, %0" : "=v"(y) : "v"(x)); return y; }
+#else
+INLINE halves narrowed(ints x) { return __builtin_convertvector(x, halves); }
+#endif
+INLINE Float from_bf16(Half h) { return (floats)(widened(h.v) << 16); }
+INLINE Half to_bf16(Float x) {
+    const ints b = (ints)x.v, whole = (b + 0x7fff + (b >> 16 & 1)) >> 16;
+    return {narrowed(x.v != x.v ? ints{} + 0x7fc0 : whole)};
+}
+"""
+HALF = """\
+#if defined(__AVX512F__) || (defined(__AVX__) && defined(__F16C__))
+INLINE Float from_f16(Half h) { floats y; __asm__("vcvtph2ps %1, %0" : "=v"(y) : "v"(h.v)); return y; }
+INLINE Half to_f16(Float x) { Half y; __asm__("vcvtps2ph $0, %1, %0" : "=v"(y.v) : "v"(x.v)); return y; }
+#else
+INLINE Float from_f16(Half h) {
+    floats y{};
+    for (int k = 0; k < WIDTH; ++k) y[k] = from_f16((u16)h.v[k]);
+    return y;
+}
+INLINE Half to_f16(Float x) {
+    halves y{};
+    for (int k = 0; k < WIDTH; ++k) y[k] = to_f16(x.v[k]);
+    return {y};
+}
+#endif
+"""
