@@ -4,7 +4,8 @@
 
 Forward only: the inputs need no gradient. Then the calls that record one; forward and backward together, beside the same torch
 calls in a torch.autograd.Function written by hand, and beside one that runs the very code that tdsl generates; both inside
-torch.compile; and a call whose sizes are new, in a class of sizes that was called before.
+torch.compile; a call whose sizes are new, in a class of sizes that was called before; and the launch of a kernel that is compiled,
+beside Triton's own way to it, where both end at the driver: a launcher that does nothing stands in for it, no GPU is needed.
 """
 
 from __future__ import annotations
@@ -255,6 +256,36 @@ def compiled(seconds: float = 1.0) -> list[dict[str, object]]:
     return entries
 
 
+def launched(seconds: float = 1.0) -> list[dict[str, object]]:
+    """Per program: seconds of launching its kernel, and of doing so through Triton's own dispatch; nothing without Triton."""
+    try:
+        from benchmarks.no_device import no_device, on_device
+    except ImportError:
+        return []
+    from lowering.triton_direct import jit_function
+    from lowering.triton_launch import launcher
+
+    entries = []
+    for tiny in TINY:
+        (step,) = tdsl.function(tiny.text).lower(*(torch.empty(shape, device="meta") for shape in tiny.shapes), target="cuda:90").steps
+        kernel, integers = step.source, tuple(step.integers.values())
+        assert kernel is not None
+        tensors = [on_device(torch.zeros(SIZE, SIZE)) for _ in step.tile.buffers]
+        arguments = [*tensors, *integers, *(a.value for a in kernel.args if a.kind == "constexpr")]
+        with no_device(recording=False):
+            run, theirs = launcher(kernel, 1, integers, interpret=False), jit_function(kernel)
+            ours, tritons = compare(
+                lambda f=run, x=tensors: f(x),  # type: ignore[misc]
+                lambda f=theirs, x=arguments, o=kernel.options: f[(1,)](*x, **o),  # type: ignore[misc]
+                seconds,
+            )
+        what = f"{tiny.name}, a launch beside Triton's own dispatch, the driver replaced"
+        entries.append(
+            {"what": what, "tdsl": ours, "torch": tritons, "ratio": ours / tritons, "extra": ours - tritons, "limit": None, "ok": True}
+        )
+    return entries
+
+
 def import_time(runs: int = 5) -> dict[str, object]:
     """Seconds that `import tdsl` and `tdsl.function` take in a fresh process that has imported torch: the median of some."""
     code = "import torch, time; t = time.perf_counter(); import tdsl; tdsl.function; print(time.perf_counter() - t)"
@@ -286,7 +317,7 @@ def run(console: Console) -> list[dict[str, object]]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        entries = [*calls(requires_grad=False), *calls(requires_grad=True), *trained(), *compiled(), *resized()]
+        entries = [*calls(requires_grad=False), *calls(requires_grad=True), *trained(), *compiled(), *resized(), *launched()]
     finally:
         torch.set_num_threads(threads)
     table = Table(title=f"a cached call on CPU tensors of size {SIZE}", title_justify="left")

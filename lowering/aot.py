@@ -12,8 +12,8 @@ from typing import Any
 from lowering import disk_cache
 from lowering.kernel_source import KernelSource, require_triton
 from lowering.targets import find_target
+from lowering.triton_direct import jit_function
 from lowering.triton_interpreter import LANGUAGE_LOCK
-from lowering.triton_launch import jit_function
 from tdsl.errors import ArgumentError, CompileError
 from tdsl.ops import DTYPES, STORED_ONLY
 

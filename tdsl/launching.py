@@ -86,12 +86,11 @@ def torch_template(state: State, trace: Trace, device: torch.device = _CPU) -> M
 
 @dataclass(frozen=True, slots=True)
 class _Launch:
-    """One launch: what is allocated before it, the arguments by name, and then its sizes and strides. numbers: how many of these."""
+    """One launch. allocate: what is allocated before it, as name, dtype, fill and rank. integers: how many sizes and strides it takes."""
 
     step: Step
     source: KernelSource
-    allocate: tuple[tuple[str, torch.dtype, Any, int], ...]  # name, dtype, fill, rank
-    values: tuple[tuple[str, bool, torch.dtype], ...]  # name, whether a number, dtype
+    allocate: tuple[tuple[str, torch.dtype, Any, int], ...]
     integers: int
 
 
@@ -100,13 +99,13 @@ def triton_callable(state: State, device: torch.device) -> Run:
     if not state.parts:
         return triton_template(state, Trace(), device)(())
     names, results = state.program.inputs, state.program.results
-    verified: set[str] = set()
+    launchers: dict[int, _Launcher] = {}
 
     def call(*args: Any) -> Outputs:
         memory: dict[str, Any] = dict(zip(names, args, strict=True))
         with torch.no_grad():
             for part in state.parts:
-                _run_part(part, memory, {}, device, verified)
+                _run_part(part, memory, {}, device, launchers)
             return tuple(memory[o].clone() if o in names or results.count(o) > 1 else memory[o] for o in results)
 
     return call
@@ -114,63 +113,90 @@ def triton_callable(state: State, device: torch.device) -> Run:
 
 def triton_template(state: State, trace: Trace, device: torch.device) -> MakeKernels:
     """The kernels of a program without ordered loops that was compiled with traced sizes."""
-    from lowering.triton_launch import launch
-
     names, results = state.program.inputs, state.program.results
-    interpret = device.type == "cpu"
     launches = []
     traced: list[Any] = []
     for step in state.steps:
         assert step.source is not None
         allocate = tuple((a.tensor, TORCH_DTYPES[a.dtype], a.fill, len(a.shape)) for a in step.allocate)
-        values = tuple((b.tensor, b.number, TORCH_DTYPES[b.dtype]) for b in step.tile.buffers)
-        launches.append(_Launch(step, step.source, allocate, values, len(step.integers)))
+        launches.append(_Launch(step, step.source, allocate, len(step.integers)))
         traced += [n for a in step.allocate for n in a.shape]
         traced += [step.tile.programs, *step.integers.values()]
     numbers = trace.numbers(traced)
-    copied = tuple(o in names or results.count(o) > 1 for o in results)
-    verified: set[str] = set()
+    # Tensors by their places: the arguments, then what is allocated, in order.
+    places = {name: n for n, name in enumerate(names)}
+    for one in launches:
+        for name, *_ in one.allocate:
+            places[name] = len(places)
+    blank = (None,) * (len(places) - len(names))
+    places |= {version: places[name] for version, name in state.aliases.items()}
+    operands = {places[b.tensor]: TORCH_DTYPES[b.dtype] for one in launches for b in one.step.tile.buffers if not b.number}
+    copied = tuple((places[o], o in names or results.count(o) > 1) for o in results)
 
     def make(values: Sequence[int]) -> Run:
         rest = iter(numbers(*values))
-        plan = []
+        plan: list[tuple[list[tuple[int, tuple[int, ...], torch.dtype, Any]], _Launcher, list[int]]] = []
         for one in launches:
-            made = tuple((name, tuple(next(rest) for _ in range(rank)), dtype, fill) for name, dtype, fill, rank in one.allocate)
+            made = [(places[name], tuple(next(rest) for _ in range(rank)), dtype, fill) for name, dtype, fill, rank in one.allocate]
             grid = next(rest)
-            plan.append((one, made, grid, tuple(next(rest) for _ in range(one.integers))))
+            run = _launcher(one.step, grid, tuple(next(rest) for _ in range(one.integers)), device)
+            plan.append((made, run, [places[b.tensor] for b in one.step.tile.buffers]))
+        moved: list[int] | None = None  # arguments that are not on the device, which a layout settles
 
         def call(*args: Any) -> Outputs:
-            memory: dict[str, Any] = dict(zip(names, args, strict=True))
-            for version, name in state.aliases.items():
-                memory[version] = memory[name]
-            for one, made, grid, integers in plan:
-                for name, shape, dtype, fill in made:
-                    memory[name] = _new(shape, dtype, fill, device)
-                given = [_operand(memory[name], number, dtype, device) for name, number, dtype in one.values]
-                given += integers
-                if one.step.unedited is not None and one.source.digest not in verified:
-                    verify(one.step, given, interpret=interpret)
-                    verified.add(one.source.digest)
-                launch(one.source, grid, given, interpret=interpret)
-            return tuple([memory[o].clone() if copy else memory[o] for o, copy in zip(results, copied, strict=True)])
+            nonlocal moved
+            if moved is None:
+                moved = [n for n, a in enumerate(args) if n in operands and not (isinstance(a, torch.Tensor) and a.device == device)]
+            memory: list[Any] = [*args, *blank]
+            for n in moved:
+                memory[n] = _operand(args[n], False, operands[n], device)
+            for made, run, given in plan:
+                for n, shape, dtype, fill in made:
+                    memory[n] = _new(shape, dtype, fill, device)
+                run([memory[n] for n in given])
+            return tuple([memory[n].clone() if copy else memory[n] for n, copy in copied])
 
         return call
 
     return make
 
 
-def _run_part(part: Part | Repeat, memory: dict[str, Any], steps: dict[str, int], device: torch.device, verified: set[str]) -> None:
-    """Runs the kernels of a part on the tensors of `memory`, or all steps of a loop. steps: where the loops around it are. verified: the
-    edited kernels that have been compared with the generated ones."""
-    from lowering.triton_launch import launch
+_Launcher = Callable[[Sequence[Any]], None]
 
+
+def _launcher(step: Step, grid: int, integers: Sequence[int], device: torch.device) -> _Launcher:
+    """What launches the kernel of a step; one that was edited is compared with the generated one first."""
+    from lowering.triton_launch import launcher
+
+    assert step.source is not None
+    interpret = device.type == "cpu"
+    run = launcher(step.source, grid, integers, interpret=interpret)
+    if step.unedited is None:
+        return run
+    verified = False
+
+    def verifying(values: Sequence[Any]) -> None:
+        nonlocal verified
+        if not verified:
+            verify(step, [*values, *integers], interpret=interpret)
+            verified = True
+        run(values)
+
+    return verifying
+
+
+def _run_part(
+    part: Part | Repeat, memory: dict[str, Any], steps: dict[str, int], device: torch.device, launchers: dict[int, _Launcher]
+) -> None:
+    """Runs the kernels of a part on the tensors of `memory`, or all steps of a loop. steps: where the loops around it are. launchers: those
+    of kernels that ran before, by their steps of the plan."""
     if isinstance(part, Repeat):
         for a in part.allocate:
             memory[a.tensor] = _allocated(a, device)
         values = range(_bound(part.lo, steps), _bound(part.hi, steps))
         for value in reversed(values) if part.reverse else values:
             for inner in part.parts:
-                _run_part(inner, memory, {**steps, part.index: value}, device, verified)
+                _run_part(inner, memory, {**steps, part.index: value}, device, launchers)
         return
     for number, index in part.numbers.items():
         memory[number] = steps[index]
@@ -181,13 +207,10 @@ def _run_part(part: Part | Repeat, memory: dict[str, Any], steps: dict[str, int]
     for step in part.state.steps:
         for a in step.allocate:
             memory[a.tensor] = _allocated(a, device)
-        assert step.source is not None
         values_ = [_operand(memory[b.tensor], b.number, TORCH_DTYPES[b.dtype], device) for b in step.tile.buffers]
-        values_ += step.integers.values()
-        if step.unedited is not None and step.source.digest not in verified:
-            verify(step, values_, interpret=device.type == "cpu")
-            verified.add(step.source.digest)
-        launch(step.source, step.tile.programs, values_, interpret=device.type == "cpu")
+        if id(step) not in launchers:
+            launchers[id(step)] = _launcher(step, step.tile.programs, tuple(step.integers.values()), device)
+        launchers[id(step)](values_)
 
 
 def _allocated(a: Allocation, device: torch.device) -> torch.Tensor:

@@ -21,7 +21,8 @@ from lowering.report import KernelReport, report, sass
 from lowering.space import spaces
 from lowering.state import Step
 from lowering.targets import TARGETS
-from lowering.triton_launch import Launch, _provide_scratch, _scratch, on_launch
+from lowering.triton_direct import provide_scratch, scratch
+from lowering.triton_launch import Launch, on_launch
 from lowering.triton_source import triton_source
 from tdsl import errors
 from tdsl.explain import schedule_text
@@ -225,7 +226,7 @@ def test_scratch_is_torchs_unless_there_is_an_allocator() -> None:
     from triton.runtime import _allocation
 
     def fresh() -> Any:
-        _provide_scratch()
+        provide_scratch(_allocation)
         return _allocation._allocator.get()
 
     def own() -> Any:
@@ -234,7 +235,7 @@ def test_scratch_is_torchs_unless_there_is_an_allocator() -> None:
 
     def mine(size: int, alignment: int, stream: int | None) -> None: ...
 
-    assert contextvars.Context().run(fresh) is _scratch
+    assert contextvars.Context().run(fresh) is scratch
     assert contextvars.Context().run(own) is mine
 
 

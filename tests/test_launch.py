@@ -295,7 +295,7 @@ except ImportError as error:
 
 
 def test_arguments_and_source_must_agree() -> None:
-    from lowering.triton_launch import jit_function
+    from lowering.triton_direct import jit_function
 
     wrong = KernelSource("f", source("f", "\n    pass\n", X="float32").source, (Arg("Y", "pointer", "float32"),))
     with pytest.raises(errors.CompileError, match=r"takes \(X\), its description says \(Y\)"):
