@@ -174,11 +174,13 @@ class Call:
     ready: whether these are plain tensors, so that what is prepared for one call serves all of them. tensors: positions of the
     arguments that backward reads. numbers: positions of Python numbers. blanks: per argument, a tensor of its shape that takes no
     memory, for those that backward does not read. whole_inputs: whether it reads all of them, tensors each.
+    run: a call, whose results are a tensor, or a tuple of them where there are several outputs. quick: the same of tensors of which
+    it is known that no transform of torch.func is or was at work on them.
     """
 
     __slots__ = (
-        *("_quick", "blanks", "dtypes", "forward", "halves", "kept", "numbers", "owner", "ready", "run", "several", "stored", "tensors"),
-        *("whole", "whole_inputs"),
+        *("_arrange", "_quick", "blanks", "dtypes", "forward", "halves", "kept", "numbers", "owner", "quick", "ready", "run", "several"),
+        *("stored", "tensors", "whole", "whole_inputs"),
     )
 
     def __init__(self, owner: Differentiable, args: Sequence[Any], *, ready: bool):
@@ -198,8 +200,10 @@ class Call:
             a.new_empty(()).expand(a.shape) if isinstance(a, Tensor) and not owner.needed[n] else None for n, a in enumerate(args)
         ]
         self.dtypes = tuple(a.dtype if isinstance(a, Tensor) else None for a in args)
-        self.run: Callable[..., Any] = partial(_Node.apply, self)  # a tensor, or a tuple of them where there are several outputs
+        self.run: Callable[..., Any] = partial(_Node.apply, self)
+        self.quick: Callable[..., Any] = partial(_apply, self) if ready else self.run
         self._quick: tuple[object, Test, Run, Pick | None] | None = None
+        self._arrange: Callable[[tuple[Any, ...]], tuple[Any, ...]] | None = None
 
     def inputs(self, numbers: Sequence[Any], saved: Sequence[Tensor]) -> list[Any]:
         """The arguments as far as backward reads them; blanks in the other places."""
@@ -219,10 +223,11 @@ class Call:
         before, test, run, pick = self._quick
         if not test(*given) or switches() != before:
             return None
-        count = len(self.tensors)
-        grads = run(
-            *(saved[:count] if self.whole_inputs else self.inputs(ctx.numbers if self.numbers else (), saved)), *given, *saved[count:]
-        )
+        arrange = self._arrange
+        if self.numbers:
+            grads = run(*self.inputs(ctx.numbers, saved), *given, *saved[len(self.tensors) :])
+        else:
+            grads = run(*(arrange((*saved, *given, *self.blanks)) if arrange is not None else (*saved, *given)))
         return self.placed(self.whole, grads, given) if pick is None else pick((*grads, *given, None))
 
     def plainly(self, inputs: list[Any], cotangents: Sequence[Tensor], saved: Sequence[Tensor]) -> Gradients:
@@ -234,8 +239,18 @@ class Call:
         grads = run(*args)
         test = test_of(cotangents)
         if test is not None:
+            self._arrange = self._arrangement(len(saved), len(cotangents))
             self._quick = switches(), test, run, self._pick(grads, cotangents)
         return self.placed(self.whole, grads, cotangents)
+
+    def _arrangement(self, residuals: int, cotangents: int) -> Callable[[tuple[Any, ...]], tuple[Any, ...]] | None:
+        """What backward takes, inputs, cotangents and residuals, as a choice from what was saved, cotangents and blanks; None where these
+        stand in that order already."""
+        count, more = len(self.tensors), len(self.tensors) + residuals
+        saved = {n: place for place, n in enumerate(self.tensors)}
+        inputs = [saved.get(n, more + cotangents + n) for n in range(len(self.blanks))]
+        places = (*inputs, *range(more, more + cotangents), *range(count, more))
+        return None if places == tuple(range(more + cotangents)) else itemgetter(*places)
 
     def _pick(self, grads: Sequence[Tensor], cotangents: Sequence[Tensor]) -> Pick | None:
         """`placed`, as a choice from gradients, cotangents and None; None where a dtype changes."""
@@ -329,6 +344,11 @@ class _Node(torch.autograd.Function):
                 return found
         with torch._C._ExcludeDispatchKeyGuard(AUTOCAST):  # the program has its casts
             return _looked_up(ctx, call, given, saved, direct)
+
+
+# What torch comes to in the end: without asking each time which methods this class has, and on the way in, whether torch.func is at work.
+_apply: Callable[..., Any] = super(torch.autograd.Function, _Node).apply
+_Node._backward_cls.apply = _Node.backward  # type: ignore[attr-defined]
 
 
 def _looked_up(ctx: Any, call: Call, given: Sequence[Tensor | None], saved: Sequence[Tensor], direct: bool) -> Gradients:

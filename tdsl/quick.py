@@ -18,6 +18,9 @@ try:
 except AttributeError:  # a torch that has none
     _guards = None
 
+# Whether a tensor is one of torch.func's, which may have outlived the transform that made it.
+_wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor
+
 # Layouts that are remembered, the last one first.
 KEPT = 4
 
@@ -27,7 +30,7 @@ Test = Callable[..., bool]
 def test_of(args: Sequence[Any]) -> Test | None:
     """Whether arguments are like these; None where nothing can say so. It raises TypeError for another number of tensors."""
     tensors = [n for n, a in enumerate(args) if isinstance(a, Tensor)]
-    if _guards is None or not tensors:
+    if _guards is None or not tensors or any(_wrapped(args[n]) for n in tensors):
         return None
     check: Test = _guards(*(args[n] for n in tensors), dynamic_dims_sizes=None, dynamic_dims_strides=None).check
     if len(tensors) == len(args):

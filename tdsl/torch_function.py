@@ -133,7 +133,7 @@ class Function:
         trained = self.recorded_by(args) if recording else None
         if trained is not None:
             call = trained.call_for(args)
-            self._learn(args, call, call.run, wanted, recording)
+            self._learn(args, call, call.quick, wanted, recording)
             return call.run(*args)
         if recording:  # of what has no gradient
             results = self._executor(args)

@@ -7,6 +7,7 @@ import gc
 import pickle
 import threading
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import tdsl
 from lowering.triton_launch import Launch, on_launch
 from tdsl import errors
 from tdsl.function import Function
+from tdsl.quick import test_of as argument_test
 from tests.corpus import CORPUS
 from tests.programs import arguments, program_of
 
@@ -371,6 +373,64 @@ def distributed(rank: int, folder: str) -> None:
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
 def test_two_processes_with_ddp_and_fsdp(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(distributed, args=(str(tmp_path),), nprocs=2)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Calls like one before, which go past all look-ups
+
+
+@pytest.mark.parametrize(
+    "text, args, expected",
+    [
+        ("y[i] = x[i] * a[i] + b[i]", (4, 4, 4), lambda x, a, b: x * a + b),
+        ("y[i] = b[i] + a[i] * x[i]", (4, 4, 4), lambda b, a, x: b + a * x),
+        ("Y[i] = tanh(scale * x[i]) + i // n", (0.5, 4, 3), lambda s, x, n: torch.tanh(s * x) + torch.arange(4) // n),
+        ("Y[i] = exp(x[i] * x[i]) * w[i]", (4, 4), lambda x, w: torch.exp(x * x) * w),
+        ("Y[i] = x[i] + x[i]", (4,), lambda x: x + x),
+        ("h[i] += x[i] * exp(a[k]); Y[i] = tanh(h[i]) * a[i]", (4, 4), lambda x, a: torch.tanh(x * a.exp().sum()) * a),
+        ("P[i] = sigmoid(x[i]); Y[i] = P[i] * a[i]; Z[i] = P[i] - a[i]", (4, 4), lambda x, a: (torch.sigmoid(x) * a, torch.sigmoid(x) - a)),
+    ],
+)
+def test_what_backward_reads_stays_in_its_place(text: str, args: tuple[Any, ...], expected: Callable[..., Any]) -> None:
+    """Inputs that no gradient reads, Python numbers, outputs and residuals, in every repetition of a call."""
+    f = tdsl.function(text)
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        given = [torch.randn(a, generator=generator, requires_grad=True) if a == 4 else a for a in args]
+        tensors = [a for a in given if isinstance(a, torch.Tensor)]
+        actual, wanted = f(*given), expected(*given)
+        cotangents = [torch.randn(4, generator=generator) for _ in (wanted if isinstance(wanted, tuple) else (wanted,))]
+        torch.testing.assert_close(actual, wanted)
+        gradients = (torch.autograd.grad(made, tensors, cotangents) for made in (actual, wanted))
+        torch.testing.assert_close(*gradients)
+
+
+def test_tensors_that_outlived_a_transform() -> None:
+    """They stand for what they wrap; no test of arguments is made of them, since torch.func is not at work any more."""
+    kept: list[torch.Tensor] = []
+    x, w = torch.randn(4, 5), torch.randn(5, requires_grad=True)
+    torch.func.grad(lambda x: (kept.append(x), x.sum())[1])(x)
+    f = tdsl.function("Y[n,c] = X[n,c] * w[c]")
+    for _ in range(4):
+        (gradient,) = torch.autograd.grad(f(kept[0], w).sum(), w)
+        torch.testing.assert_close(gradient, x.sum(0))
+    assert argument_test([w]) is not None
+    assert argument_test([kept[0], w]) is None
+
+
+def test_hooks_and_anomaly_mode_see_the_node() -> None:
+    x = torch.randn(4, requires_grad=True)
+    f = tdsl.function("y[i] = x[i] * x[i]")
+    for _ in range(4):
+        seen: list[Any] = []
+        y = f(x)
+        y.grad_fn.register_hook(lambda out, given, seen=seen: seen.append((out, given)))
+        y.grad_fn.register_prehook(lambda given: (2 * given[0],))
+        with torch.autograd.set_detect_anomaly(True, check_nan=False):
+            (gradient,) = torch.autograd.grad(y, x, torch.ones(4), create_graph=True)
+        torch.testing.assert_close(gradient, 4 * x)
+        assert len(seen) == 1
+        torch.testing.assert_close(torch.autograd.grad(gradient.sum(), x), (torch.full((4,), 4.0),))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
