@@ -119,7 +119,7 @@ def _launch(recipe: str, kinds: str, tensors: Sequence[Tensor], ints: Sequence[i
     if wants_gradient(tensors):  # a graph that was lowered below autograd, in a place where gradients are recorded
         return call(recipe, unpack(kinds, tensors, ints, floats))
     results = executor_of(recipe)(unpack(kinds, tensors, ints, floats))
-    return [r.contiguous() for r in results]
+    return [r if r.is_contiguous() else r.contiguous() for r in results]
 
 
 def _fake(recipe: str, kinds: str, tensors: Sequence[Tensor], ints: Sequence[int], floats: Sequence[float]) -> list[Tensor]:

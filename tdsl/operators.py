@@ -131,7 +131,7 @@ def checked(program: Program, args: Sequence[Any]) -> None:
 
 def wants_gradient(tensors: Sequence[Tensor]) -> bool:
     """Whether autograd records what is done with these tensors."""
-    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    return torch.is_grad_enabled() and any([t.requires_grad for t in tensors])  # noqa: C419  # a generator takes longer
 
 
 def carries_tangents(args: Sequence[Any]) -> bool:

@@ -405,6 +405,39 @@ def test_what_backward_reads_stays_in_its_place(text: str, args: tuple[Any, ...]
         torch.testing.assert_close(*gradients)
 
 
+def test_an_executor_looks_up_what_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced graphs call executors: what is like a call before is not looked up, and whatever code depends on is noticed."""
+    executor = tdsl.function("def first(x[n], m, s) -> Y[m]:\n    for i in 0:m:  Y[i] = s * x[i]").executor
+    looked_up: list[Any] = []
+    find = executor.find
+    monkeypatch.setattr(executor, "find", lambda args: looked_up.append(args) or find(args))
+
+    def run(x: Tensor, m: int, s: float = 2.0) -> int:
+        looked_up.clear()
+        torch.testing.assert_close(executor([x, m, s])[0], s * x[:m])
+        return len(looked_up)
+
+    x = torch.randn(8)
+    assert [run(x, 3) for _ in range(4)] == [1, 1, 0, 0]
+    assert run(torch.randn(8), 3, 0.5) == 0
+    others: list[tuple[Tensor, int]] = [(x, 4), (x.double(), 3), (torch.randn(16)[::2], 3), (torch.randn(9), 3)]
+    for other in others:
+        assert run(*other) == 1
+    assert run(x, 3) == 0
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert run(x, 3) == 1
+    finally:
+        torch.use_deterministic_algorithms(False)
+    with tdsl.config.using(cpu="torch"):
+        assert run(x, 3) == 1
+    with pytest.raises(errors.ArgumentError):
+        executor([x, 3])
+    scalar = tdsl.function("def first(x[n], m) -> Y[m]:\n    for i in 0:m:  Y[i] = x[i]").executor
+    for m in (3, 3, 3, 4):  # a tensor whose value is a size
+        torch.testing.assert_close(scalar([x, torch.tensor(m)])[0], x[:m])
+
+
 def test_tensors_that_outlived_a_transform() -> None:
     """They stand for what they wrap; no test of arguments is made of them, since torch.func is not at work any more."""
     kept: list[torch.Tensor] = []
