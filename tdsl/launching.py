@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import ctypes
 import linecache
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -127,17 +129,20 @@ def triton_template(state: State, trace: Trace, device: torch.device) -> MakeKer
     places = {name: n for n, name in enumerate(names)}
     for one in launches:
         for name, *_ in one.allocate:
-            places[name] = len(places)
+            places.setdefault(name, len(places))
     blank = (None,) * (len(places) - len(names))
-    places |= {version: places[name] for version, name in state.aliases.items()}
+    for version, name in state.aliases.items():
+        places[version] = places[name]
     operands = {places[b.tensor]: TORCH_DTYPES[b.dtype] for one in launches for b in one.step.tile.buffers if not b.number}
     copied = tuple((places[o], o in names or results.count(o) > 1) for o in results)
 
     def make(values: Sequence[int]) -> Run:
         rest = iter(numbers(*values))
-        plan: list[tuple[list[tuple[int, tuple[int, ...], torch.dtype, Any]], _Launcher, list[int]]] = []
+        plan: list[tuple[list[tuple[int, Callable[[], torch.Tensor]]], _Launcher, list[int]]] = []
         for one in launches:
-            made = [(places[name], tuple(next(rest) for _ in range(rank)), dtype, fill) for name, dtype, fill, rank in one.allocate]
+            made = []
+            for name, dtype, fill, rank in one.allocate:
+                made.append((places[name], _maker(tuple(next(rest) for _ in range(rank)), dtype, fill, device)))
             grid = next(rest)
             run = _launcher(one.step, grid, tuple(next(rest) for _ in range(one.integers)), device)
             plan.append((made, run, [places[b.tensor] for b in one.step.tile.buffers]))
@@ -151,8 +156,8 @@ def triton_template(state: State, trace: Trace, device: torch.device) -> MakeKer
             for n in moved:
                 memory[n] = _operand(args[n], False, operands[n], device)
             for made, run, given in plan:
-                for n, shape, dtype, fill in made:
-                    memory[n] = _new(shape, dtype, fill, device)
+                for n, new in made:
+                    memory[n] = new()
                 run([memory[n] for n in given])
             return tuple([memory[n].clone() if copy else memory[n] for n, copy in copied])
 
@@ -214,11 +219,15 @@ def _run_part(
 
 
 def _allocated(a: Allocation, device: torch.device) -> torch.Tensor:
-    return _new(a.shape, TORCH_DTYPES[a.dtype], a.fill, device)
+    return _maker(a.shape, TORCH_DTYPES[a.dtype], a.fill, device)()
 
 
-def _new(shape: tuple[int, ...], dtype: torch.dtype, fill: Any, device: torch.device) -> torch.Tensor:
-    return torch.empty(shape, dtype=dtype, device=device) if fill is None else torch.full(shape, fill, dtype=dtype, device=device)
+def _maker(shape: tuple[int, ...], dtype: torch.dtype, fill: Any, device: torch.device) -> Callable[[], torch.Tensor]:
+    """What makes a contiguous tensor; given its strides, torch finds it sooner."""
+    if fill is not None:
+        return partial(torch.full, shape, fill, dtype=dtype, device=device)
+    strides = tuple(math.prod(max(1, n) for n in shape[d + 1 :]) for d in range(len(shape)))
+    return partial(torch.empty_strided, shape, strides, dtype=dtype, device=device)
 
 
 def _bound(bound: int | Expr, steps: Mapping[str, int]) -> int:
