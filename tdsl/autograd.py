@@ -313,21 +313,18 @@ class _Node(torch.autograd.Function):
         if call.numbers:
             ctx.numbers = [args[n] for n in call.numbers]
         read = args if call.whole_inputs else [args[n] for n in call.tensors]
-        if len(outputs) == 1:
+        if not call.several:
             result = outputs[0]
-            ctx.save_for_backward(*read, *(outputs if call.kept else ()))
+            ctx.save_for_backward(*read, *(outputs if call.kept else outputs[1:]))
             if not result.dtype.is_floating_point:
                 ctx.mark_non_differentiable(result)
             return result
         count = call.owner.results
         results, saved = outputs[:count], outputs[count:]
-        if call.several:
-            ctx.set_materialize_grads(False)
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(*read, *[results[n] for n in call.kept], *saved)
         if not all(r.dtype.is_floating_point for r in results):
             ctx.mark_non_differentiable(*[r for r in results if not r.dtype.is_floating_point])
-        if not call.several:
-            return results[0]
         ctx.outputs = [(r.shape, r.dtype, r.device) for r in results]
         return results
 
