@@ -35,6 +35,7 @@ class NestPrinter:
         self.across = any(self.lane in reduced(op) for op in self.folds)
         self.in_lanes = self.across and not short and not self.serial
         self.crossed = [op for op in nest.body if isinstance(op, ir.Load | ir.Store) and self._crosses(op)]
+        self.tiles: dict[ir.Load | ir.Store, str] = {}
         self.blocked = {op.dst.name for op in self.folds if self._long(op)}
 
     def _crosses(self, op: ir.Operation) -> bool:
@@ -73,7 +74,10 @@ class NestPrinter:
         yield f"{indent}}}"
 
     def tile(self, op: ir.Load | ir.Store) -> str:
-        return self.p.helper(f"{op.dst.name if isinstance(op, ir.Load) else op.buffer.name}_tile")
+        """The local array of a tile; another nest that turns the same one has an array of its own."""
+        if op not in self.tiles:
+            self.tiles[op] = self.p.once(f"{op.dst.name if isinstance(op, ir.Load) else op.buffer.name}_tile")
+        return self.tiles[op]
 
     def in_tile(self, op: ir.Load | ir.Store) -> str:
         """The current element of a transposed tile."""
