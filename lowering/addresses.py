@@ -38,3 +38,10 @@ def axis_step(
         if inner is None or outer != inner * below:
             return None
     return inner
+
+
+def with_axes(text: str, have: Sequence[str], want: Sequence[str]) -> str:
+    """The text of a value, in torch or Triton, with a new axis wherever `want` has one that it does not vary along."""
+    if not have or tuple(have) == tuple(want):
+        return text
+    return f"{text}[{', '.join(':' if a in have else 'None' for a in want)}]"

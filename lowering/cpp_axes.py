@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from lowering import tile_ir as ir
 from lowering.addresses import axis_step
 from lowering.cpp_prelude import KEYWORDS
-from lowering.nests import Nests, matrices, nests
+from lowering.matrices import matrices
+from lowering.nests import Nests, nests
 from lowering.reuse import reuse
 from tdsl.ir import Expr, Index, free_indices
 

@@ -8,7 +8,8 @@ from lowering import tile_ir as ir
 from lowering.addresses import axis_step
 from lowering.cpp_nest import less
 from lowering.cpp_values import Values
-from lowering.nests import Product, sides
+from lowering.matrices import sides
+from lowering.nests import Product
 
 
 def product(p: Values, item: Product, indent: str) -> Iterator[str]:

@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from tdsl.affine import Affine, Bound, enclosure, is_injective, linear, rename
+from tdsl.affine import Affine, Bound, is_injective, linear
 from tdsl.ir import (
     Access,
     Clamp,
@@ -28,13 +28,13 @@ from tdsl.ir import (
     Param,
     Program,
     Statement,
-    free_indices,
     fresh_name,
     reads,
     rebuild,
     rebuild_range,
     substitute,
 )
+from tdsl.meeting import never_meet, same_element
 from tdsl.printer import print_expr
 from tdsl.ssa import copy, versions
 from tdsl.traced import whole
@@ -274,22 +274,13 @@ class _Step:
         ranges: dict[str, tuple[Bound, Bound]] = {**self.around.steps, **_ranges(b.statement)}
         for i, (lo, hi) in _ranges(a.statement).items():
             ranges[own[i]] = _moved(lo, names), _moved(hi, names)
-        for x, y in zip(a.access.subscripts, b.access.subscripts, strict=True):
-            if not isinstance(x, Clamp) and not isinstance(y, Clamp):
-                difference = rename(linear(x), own) - linear(y)
-                least, most = enclosure(difference, ranges)
-                if least > 0 or most < 0:
-                    return True
-        return False
+        return never_meet(zip(a.access.subscripts, b.access.subscripts, strict=True), own, ranges)
 
     def _own(self, w: _Event, r: _Event) -> bool:
         """Whether all that a statement reads of what it writes in a step is, for each of its points, the element that the point writes."""
         if w.number != r.number or w.statement.reduced:
             return False
-        inside = set(w.statement.indices)
-        pairs = list(zip(w.access.subscripts, r.access.subscripts, strict=True))
-        settled = all(a == b or (not isinstance(a, Clamp) and not inside & set(free_indices(a))) for a, b in pairs)
-        return settled and inside <= {a.name for a, b in pairs if isinstance(a, Index) and a == b}
+        return same_element(list(zip(w.access.subscripts, r.access.subscripts, strict=True)), set(w.statement.indices))
 
     # -- rewriting ----------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from lowering import tile_ir as ir
+from lowering.addresses import with_axes
 from lowering.torch_views import strided
 from tdsl.affine import linear
 from tdsl.ir import Call, Clamp, Const, Expr, Index, Pad, free_indices
@@ -205,8 +206,8 @@ class Memory:
                 return repr(whole(value))
             case Index(name=name):
                 if name in self.values:
-                    return self._full_rank(name, self.values[name].axes, axes)
-                return self._full_rank(name, () if self.kernel.axis_of(name).scalar else (self.kernel.axis_of(name).name,), axes)
+                    return with_axes(name, self.values[name].axes, axes)
+                return with_axes(name, () if self.kernel.axis_of(name).scalar else (self.kernel.axis_of(name).name,), axes)
             case Call(op=op, args=args):
                 texts = [self.integer(a, axes) for a in args]
                 if not self._is_tensor(e) and op in ("floordiv", "mod"):
@@ -220,11 +221,6 @@ class Memory:
                         return f"({tensor}).clamp({'min' if op == 'maximum' else 'max'}={number})"
                 return OPS[op].torch.format(*texts)
         raise AssertionError(e)
-
-    def _full_rank(self, text: str, have: tuple[str, ...], want: tuple[str, ...]) -> str:
-        if not have or have == want:
-            return text
-        return f"{text}[{', '.join(':' if a in have else 'None' for a in want)}]"
 
 
 def number_text(value: float | int | bool) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from lowering import tile_ir as ir
+from lowering.addresses import with_axes
 from lowering.descriptors import walked_as_one
 from tdsl.ir import Call, Clamp, Const, Expr, Index, Pad, free_indices
 from tdsl.ops import DTYPES, OPS
@@ -55,7 +56,7 @@ class Addresses:
                 if d == dims[-1]:
                     self.used.add(axis.name)
                     self.lanes.add(axis.name)
-                    terms.append(self._times(self.suffixed(axis.name, (axis.name,) if not axis.scalar else (), axes), buffer, d))
+                    terms.append(self._times(with_axes(axis.name, (axis.name,) if not axis.scalar else (), axes), buffer, d))
             elif buffer.shape[d] != 1 or free_indices(e) or e != Const(0):
                 terms.append(self._times(self.bounded(buffer, d, e, axes), buffer, d))
         return " + ".join(terms)
@@ -99,18 +100,12 @@ class Addresses:
         found = [a for a in self.kernel.axes if a.name in axes and a.masked and not a.scalar]
         self.lanes |= {a.name for a in found}
         self.pointed |= {f"size_{i}" for a in found for i, _ in a.indices}
-        return " & ".join(f"({self.suffixed(a.name, (a.name,), shape)} < {self.extent(a)})" for a in found)
+        return " & ".join(f"({with_axes(a.name, (a.name,), shape)} < {self.extent(a)})" for a in found)
 
     # -- names ----------------------------------------------------------------------------------------------------------
 
     def name(self, v: ir.Value, axes: tuple[str, ...]) -> str:
-        return self.suffixed(self.alias.get(v.name, v.name), v.axes, axes)
-
-    def suffixed(self, text: str, have: tuple[str, ...], want: tuple[str, ...]) -> str:
-        """A value with a new axis wherever `want` has one that it does not vary along."""
-        if not have or have == want:
-            return text
-        return f"{text}[{', '.join(':' if a in have else 'None' for a in want)}]"
+        return with_axes(self.alias.get(v.name, v.name), v.axes, axes)
 
     def integer(self, e: Expr, axes: tuple[str, ...]) -> str:
         """An integer expression of indices and values, broadcast to `axes`."""
@@ -127,7 +122,7 @@ class Addresses:
                 self.used.add(name)
                 axis = self.kernel.axis_of(name)
                 self.lanes.add(axis.name)
-                return self.suffixed(name, () if axis.scalar else (axis.name,), axes)
+                return with_axes(name, () if axis.scalar else (axis.name,), axes)
             case Call(op=op, args=args):
                 if OPS[op].triton_def:
                     self.preludes.update(dict.fromkeys(definitions(OPS[op].triton_def)))

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
-from tdsl.affine import Affine, Bound, Extent, depends_on_values, enclosure, is_injective, linear, rename
+from tdsl.affine import Bound, Extent, is_injective
 from tdsl.errors import BoundsError, IndexError_, NotInjective, RangeError, SelfRead, counted
 from tdsl.ir import REDUCTION_OF, Access, Clamp, Expr, Index, Pad, Reduce, free_indices, substitute
+from tdsl.meeting import never_meet, same_element
 from tdsl.ranges import Loops, Node, Placed, Scope, Use, text_of
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -175,11 +176,8 @@ def self_reads(node: Node, placed: Placed) -> None:
 def _own(placed: Placed, use: Use) -> bool:
     """Whether all that is read of what a step writes is the very element that is written with it: `H[t,d] = .. H[parent[t],d] ..`."""
     pairs = list(zip(placed.target.access.subscripts, use.access.subscripts, strict=True))
-    if all(w == r for w, r in pairs):
-        return True
     inside = {loop.key for loop in placed.scope.loops.values()} - {loop.key for loop in placed.outer.loops.values()}
-    settled = all(w == r or (not isinstance(w, Clamp) and not inside & set(free_indices(w))) for w, r in pairs)
-    return settled and inside <= {w.name for w, r in pairs if isinstance(w, Index) and w == r}
+    return all(w == r for w, r in pairs) or same_element(pairs, inside)
 
 
 def _apart(node: Node, placed: Placed, use: Use) -> bool:
@@ -189,14 +187,5 @@ def _apart(node: Node, placed: Placed, use: Use) -> bool:
         return False
     other = {loop.key: f"{loop.key}~" for loop in placed.scope.loops.values() if loop.key not in outer}
     ranges = {**node.ranges, **{other[k]: b for k, b in node.ranges.items() if k in other}}
-    for w, r in zip(placed.target.access.subscripts, use.access.subscripts, strict=True):
-        if isinstance(r, Clamp) or isinstance(w, Clamp):
-            continue
-        write, read = linear(w, node.sizes.known), linear(r, node.sizes.known)
-        if depends_on_values(write.expr()) or depends_on_values(read.expr()):
-            continue
-        difference: Affine = rename(write, other) - read
-        least, most = enclosure(difference, ranges, node.sizes.known)
-        if least > 0 or most < 0:
-            return True
-    return False
+    pairs = zip(placed.target.access.subscripts, use.access.subscripts, strict=True)
+    return never_meet(pairs, other, ranges, node.sizes.known)
