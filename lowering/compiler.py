@@ -18,12 +18,14 @@ from lowering.beside import beside
 from lowering.candidates import candidates
 from lowering.choice import best_fit, by_hand
 from lowering.compared import compared_values, respelled, rounds_between
+from lowering.configured import configured
 from lowering.contraction import contraction
-from lowering.control import RECOMPUTE, STORE, Control, configured, edited, saving_name
+from lowering.control import RECOMPUTE, STORE, Control, saving_name
 from lowering.cost import Prediction, predict
 from lowering.cpp_schedule import CPU_SPLIT, PARALLEL, block_schedule, cpp_schedule, only_sums, takes_blocks, takes_cpp
 from lowering.cpp_source import CppKernel, cpp_source
 from lowering.divide import divide, merged, on_parts, trimmed
+from lowering.edited import edited
 from lowering.evaluate import Memory
 from lowering.fold import fold_in
 from lowering.indirect import places_of_products, wide_sums

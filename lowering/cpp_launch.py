@@ -17,12 +17,14 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lowering import disk_cache
-from lowering.cpp_source import CppKernel, cpp_module
 from tdsl.errors import CompileError
 from tdsl.ops import DTYPES
+
+if TYPE_CHECKING:
+    from lowering.cpp_source import CppKernel
 
 # No -ffast-math: infinities and NaN mean what they mean, and sums keep their order; signed integers wrap, as torch's do.
 FLAGS = (
@@ -69,6 +71,8 @@ def functions(kernels: Sequence[CppKernel]) -> dict[str, Any]:
 
     Raises CompileError where the compiler is missing or rejects the source.
     """
+    from lowering.cpp_source import cpp_module  # no printer is needed before there are kernels
+
     library = load(cpp_module(kernels), fused=all(k.fused for k in kernels))
     found: dict[str, Any] = {}
     for k in kernels:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from lowering import tile_ir
 from lowering.control import Control
-from lowering.cpp_source import CppKernel
-from lowering.fold import Chunks
-from lowering.kernel_source import KernelSource
-from lowering.plan import Plan
-from lowering.ragged import Limits
-from lowering.steps import View
 from lowering.targets import Target
 from tdsl.affine import Bound
-from tdsl.infer import Inferred, Spec
 from tdsl.ir import Program
+
+if TYPE_CHECKING:
+    from lowering.cpp_source import CppKernel
+    from lowering.fold import Chunks
+    from lowering.kernel_source import KernelSource
+    from lowering.plan import Plan
+    from lowering.ragged import Limits
+    from lowering.steps import View
+    from tdsl.infer import Inferred, Spec
 
 
 @dataclass(frozen=True, slots=True)

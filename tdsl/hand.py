@@ -7,14 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeAlias
 
-from lowering.control import FIELDS, RECOMPUTE, STORE, Config, Control, parameters
+from lowering.configured import FIELDS
+from lowering.control import RECOMPUTE, STORE, Config, Control
+from lowering.edited import parameters
 from lowering.schedule import Schedule
 from lowering.state import State
 from lowering.statement import identifier
 from tdsl.errors import ArgumentError, NameError_
 from tdsl.ir import Program, statements
 
-Choice: TypeAlias = Config | str | Path | None
+Choice: TypeAlias = "Config | str | Path | None"
 _KERNEL = re.compile(r"(\w+)_(\d+)(?: \(saves .+\))?")
 
 

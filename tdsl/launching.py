@@ -11,21 +11,22 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lowering import tile_ir
 from lowering.cpp_launch import functions
-from lowering.kernel_source import KernelSource
 from lowering.state import Allocation, Part, Repeat, State, Step, leaves
-from lowering.steps import View
 from tdsl.affine import evaluate
 from tdsl.arguments import TORCH_DTYPES
-from tdsl.edited import verify
 from tdsl.ir import Clamp, Expr, Pad
 from tdsl.ops import DTYPES
 from tdsl.traced import Trace
+
+if TYPE_CHECKING:
+    from lowering.kernel_source import KernelSource
+    from lowering.steps import View
 
 Outputs = tuple[torch.Tensor, ...]
 Run = Callable[..., Outputs]  # of the arguments; what needs no gradient, or runs where none is recorded
@@ -178,6 +179,8 @@ def _launcher(step: Step, grid: int, integers: Sequence[int], device: torch.devi
     run = launcher(step.source, grid, integers, interpret=interpret)
     if step.unedited is None:
         return run
+    from tdsl.edited import verify
+
     verified = False
 
     def verifying(values: Sequence[Any]) -> None:

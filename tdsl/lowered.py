@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from lowering.compiler import State
 from lowering.targets import find_target
 from tdsl.arguments import Layout, layout
 from tdsl.errors import ArgumentError
@@ -19,6 +18,9 @@ from tdsl.pairwise import Orders, in_order
 from tdsl.residuals import Cut, cut
 from tdsl.runtime import Executor
 from tdsl.swap import differentiable
+
+if TYPE_CHECKING:
+    from lowering.state import State
 
 
 class Runnable(Protocol):

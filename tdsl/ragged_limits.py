@@ -6,16 +6,18 @@ for j in 0:len[b]:  Y[b] += X[off[b] + j]      -->      the greatest element of 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lowering.ragged import Limits
 from tdsl.affine import linear
 from tdsl.extents import as_expr
 from tdsl.guards import axes, value_of
 from tdsl.infer import Inferred
 from tdsl.ir import Access, Expr, Program, Reduce, bounds, expressions, statements, walk
+
+if TYPE_CHECKING:
+    from lowering.ragged import Limits
 
 Extent = tuple[Expr, tuple[tuple[str, int | Expr, int | Expr], ...]]  # how long a range is, and the ranges of the indices in that
 NO_LIMITS: Limits = {}

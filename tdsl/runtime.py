@@ -13,15 +13,12 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch.nn import Parameter
 
-from lowering.compiler import Observer, compile_program
 from lowering.control import Control
-from lowering.ragged import Limits
-from lowering.state import State
 from lowering.targets import TARGETS
 from tdsl import reference
 from tdsl.arguments import TORCH_DTYPES, Form, Layout, check_callable, layout, widened
@@ -33,7 +30,6 @@ from tdsl.errors import ArgumentError, CompileError, Error, Unsupported
 from tdsl.expand import expand
 from tdsl.gather import gather_form
 from tdsl.guards import run_checks
-from tdsl.hand import check_names
 from tdsl.infer import Inferred, Spec, infer
 from tdsl.ir import Program
 from tdsl.launching import MakeKernels, Outputs, Run, order_matters, torch_template, triton_callable, triton_template
@@ -44,6 +40,11 @@ from tdsl.size_classes import Make, SizeClasses, class_of
 from tdsl.ssa import ssa
 from tdsl.swap import differentiable
 from tdsl.traced import Trace
+
+if TYPE_CHECKING:
+    from lowering.compiler import Observer
+    from lowering.ragged import Limits
+    from lowering.state import State
 
 BACKENDS = ("auto", "torch", "triton", "reference")
 # Layouts that an executor remembers; beyond, it begins anew.
@@ -264,6 +265,9 @@ class Executor:
         cpp: points of a statement from which a CPU's kernels are C++, None for torch code alone; by default what the settings say.
         control: taken as it is, in the place of what the user fixed.
         """
+        from lowering.compiler import compile_program  # with this comes most of what there is to import
+        from tdsl.hand import check_names
+
         in_memory = {}
         specs = dict(found.specs)
         for name, logical in self.stored.items():

@@ -5,16 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from lowering.compiler import State
 from lowering.control import Control
-from lowering.plan import Plan
 from lowering.targets import find_target
 from tdsl.arguments import check_gradients, form, layout
 from tdsl.autocast import autocast, spread
@@ -25,7 +23,6 @@ from tdsl.define import define_grad
 from tdsl.devices import switches, target_of
 from tdsl.donate import check_recorded, donated_names
 from tdsl.errors import Unsupported
-from tdsl.hand import Choice, control
 from tdsl.ir import Program
 from tdsl.launching import Outputs
 from tdsl.named import check_unrecorded, copy_into, positional
@@ -36,6 +33,11 @@ from tdsl.runtime import Executor
 from tdsl.sharding import has_dtensors, sharded_call
 from tdsl.swap import differentiable, gradient
 from tdsl.tangent import tangent
+
+if TYPE_CHECKING:
+    from lowering.plan import Plan
+    from lowering.state import State
+    from tdsl.hand import Choice
 
 
 class Function:
@@ -393,6 +395,8 @@ class Function:
         >>> f = function("S[i,j] += A[i,k] * B[k,j]; Y[i,j] = relu(S[i,j]) + S[i,j]")
         >>> f.schedule({"S": "store", "Y_0": {"tiles": {"k": 32}, "num_stages": 3}})
         """
+        from tdsl.hand import control
+
         self._control = control(self._control, choices, self._program, self._executor.flat)
         self._changes += 1
         self._settle()

@@ -331,11 +331,11 @@ def test_an_edit_that_computes_something_else_is_refused_once_and_for_all() -> N
 
 
 def test_an_edit_is_compared_on_the_first_call_of_each_layout(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tdsl import launching
+    from tdsl import edited
 
     calls = []
-    verify = launching.verify
-    monkeypatch.setattr(launching, "verify", lambda *a, **k: calls.append(1) or verify(*a, **k))
+    verify = edited.verify
+    monkeypatch.setattr(edited, "verify", lambda *a, **k: calls.append(1) or verify(*a, **k))
     f = attention()
     f.schedule({"attention_0": f.emit("triton", *plain())})
     for args in (plain(), plain(), [t[:, :20] if isinstance(t, torch.Tensor) else t for t in plain()]):
