@@ -50,5 +50,10 @@ def rounds_between(e: Expr) -> bool:
 
 
 def _of_indices(e: Expr) -> bool:
-    """Whether an expression is made of loop indices and whole numbers: integers are not rounded."""
-    return all(isinstance(x, Index | Call) or (isinstance(x, Const) and isinstance(x.value, int)) for x in walk(e))
+    """Whether an expression is integer arithmetic on loop indices and whole numbers, which rounds nothing."""
+    match e:
+        case Index() | Const(value=int()):
+            return True
+        case Call(op="add" | "sub" | "mul" | "neg" | "floordiv" | "mod", args=args):
+            return all(_of_indices(a) for a in args)
+    return False

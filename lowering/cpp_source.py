@@ -144,7 +144,7 @@ class _Printer(Values):
         """What the system should know of large tensors that the kernel writes, and of the memory that it is given."""
         stores = {op.buffer.name: op.buffer for op in ir.operations(self.kernel.body) if isinstance(op, ir.Store) and op.mode == "set"}
         for b in stores.values():
-            size = math.prod(b.shape) * DTYPES[b.dtype].bits // 8
+            size = self.bytes_of(b)
             if size >= ADVISED and all(n * step <= size for n, step in zip(b.shape, b.strides, strict=True)):
                 self.calls.add("huge")
                 yield f"    huge({self.c(b.name)}, {self.integer(f'{b.name}_bytes', size)});"

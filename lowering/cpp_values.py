@@ -16,7 +16,7 @@ from tdsl.ir import Call, Clamp, Const, Expr, Index, Pad
 from tdsl.ops import DTYPES, OPS, REDUCTIONS
 
 # Bytes of a tensor that a core's share of the caches does not keep until somebody reads it: it goes to memory past them, without
-# being read first. A row of 1024 numbers and softmax of it, 4096 times: 1.5 ms with stores as usual, 1.3 ms with these.
+# being read first. Softmax's backward over 4096 x 1024 numbers on one core of a Zen 4: 2.3 ms with stores as usual, 1.7 ms with these.
 STREAMED = 1 << 23
 
 
@@ -60,6 +60,7 @@ class Values(Axes):
         return REGISTER[v.dtype]
 
     def bytes_of(self, b: ir.Buffer) -> int:
+        """The size of a tensor's elements together."""
         return math.prod(b.shape) * DTYPES[b.dtype].bits // 8
 
     def assigned(self, place: str, value: str, axes: tuple[str, ...], stores: str = "store") -> str:
@@ -203,7 +204,7 @@ class Values(Axes):
             old, new = self.cast(old, b.dtype, compute), self.cast(value, op.src.dtype, compute)
             value = self.cast(self.combined(op.mode, old, new), compute, b.dtype)
         inside = self.inside(b, op.subscripts)
-        stores = "stream" if op.mode == "set" and self.bytes_of(b) >= STREAMED else "store"
+        stores = "stream" if op.mode == "set" and b.dtype == "float32" and self.bytes_of(b) >= STREAMED else "store"
         yield f"{f'if ({inside}) ' if inside else ''}{self.assigned(place, value, op.axes, stores)}"
 
     def combined(self, mode: str, a: str, b: str) -> str:

@@ -82,7 +82,6 @@ INLINE Int operator-(Int a) { return -a.v; }
 INLINE Int operator*(Int a, Int b) { return a.v * b.v; }
 INLINE Int operator+(Int a, Int b) { return a.v + b.v; }
 INLINE Int operator-(Int a, Int b) { return a.v - b.v; }
-INLINE Int operator&(Int a, Int b) { return a.v & b.v; }
 INLINE Int operator<<(Int a, int n) { return a.v << n; }
 INLINE Int operator>>(Int a, int n) { return a.v >> n; }
 INLINE Int along(i64 first, int step) {
@@ -186,10 +185,8 @@ template <int K> struct Full {
     INLINE_MEMBER Float only(Float x, Float) const { return x; }
     INLINE_MEMBER Mask load(const u8* p) const { return __builtin_convertvector(*(const bytes*)p, ints) != 0; }
     INLINE_MEMBER void store(u8* p, Mask x) const { *(bytes*)p = __builtin_convertvector(-x.v, bytes); }
-    INLINE_MEMBER void stream(u8* p, Mask x) const { store(p, x); }
     INLINE_MEMBER Half load(const u16* p) const { return {*(const halves*)p}; }
     INLINE_MEMBER void store(u16* p, Half x) const { *(halves*)p = x.v; }
-    INLINE_MEMBER void stream(u16* p, Half x) const { store(p, x); }
 };
 template <int K> struct Rest {
     enum { part = K };
@@ -240,7 +237,6 @@ template <int K> struct Rest {
     INLINE_MEMBER void store(u8* p, Mask x) const {
         for (int k = 0; k < count; ++k) p[k] = x.v[k] != 0;
     }
-    INLINE_MEMBER void stream(u8* p, Mask x) const { store(p, x); }
     INLINE_MEMBER Half load(const u16* p) const {
         halves x{};
         for (int k = 0; k < count; ++k) x[k] = p[k];
@@ -249,7 +245,6 @@ template <int K> struct Rest {
     INLINE_MEMBER void store(u16* p, Half x) const {
         for (int k = 0; k < count; ++k) p[k] = x.v[k];
     }
-    INLINE_MEMBER void stream(u16* p, Half x) const { store(p, x); }
 };
 template <int K, int N, class Body> INLINE void whole(i64 c, Body& body) {
     body(c + K * WIDTH, Full<K>{});

@@ -194,11 +194,7 @@ class Memory:
 
     def suffixed(self, text: str, have: tuple[str, ...], want: tuple[str, ...]) -> str:
         """A tensor with a new dimension wherever `want` has an axis that it lacks, but for leading ones, which broadcast anyway."""
-        if not have or have == want:
-            return text
-        first = want.index(have[0])
-        rest = want[first:]
-        return text if rest == have else f"{text}[{', '.join(':' if a in have else 'None' for a in rest)}]"
+        return with_axes(text, have, want[want.index(have[0]) :]) if have else text
 
     def integer(self, e: Expr, axes: tuple[str, ...]) -> str:
         match e:

@@ -171,3 +171,11 @@ def test_large_results_go_past_the_caches(columns: int, width: str) -> None:
     assert "at.stream(" not in sources(text, x[:100])[0]
     torch.testing.assert_close(function(text)(x), x.softmax(1))
     torch.testing.assert_close(function("Y[n,c] = x[n,c] + 1")(x[:, 1:]), x[:, 1:] + 1)
+
+
+@pytest.mark.parametrize(("term", "fused"), [("2*c - n", True), ("(c / 3) * n", False), ("exp(c) * n", False), ("0.1 * c", False)])
+def test_only_integers_are_not_rounded_before_a_sum(term: str, fused: bool) -> None:
+    """A maximum is looked for among its terms again: what is rounded in one kernel may not go unrounded into a sum in another."""
+    executor = Executor(parsed(f"m[n] max= x[n,c] + {term}"), "torch")
+    (step,) = executor.lower(layout(executor.program, [torch.randn(5, 64)], executor.integers), "cpu").steps
+    assert step.tile.fused == fused
