@@ -12,13 +12,16 @@ from lowering.plan import KernelPlan
 from lowering.rows import rows_schedule
 from lowering.schedule import Dtypes, Schedule, Strides, contraction_schedules, family, stream_schedules, whole_schedule
 from lowering.targets import Target
+from lowering.walking import walking_schedules
 
 
-def candidates(kernel: KernelPlan, strides: Strides, dtypes: Dtypes, target: Target, precision: str = "ieee") -> Iterator[Schedule]:
+def candidates(kernel: KernelPlan, strides: Strides, dtypes: Dtypes, target: Target, precision: str = "ieee", walks: bool = False) -> Iterator[Schedule]:
     """Configurations in order of preference; the last one is as small as they get. strides: of every tensor in memory, in elements.
-    precision: of float32 matrix products ("ieee" ones run on the vector units)."""
+    precision: of float32 matrix products ("ieee" ones run on the vector units). walks: whether programs walk rows one by one (fold.py)."""
     kind = family(kernel, dtypes, target)
-    if kind == "whole":
+    if walks:
+        yield from walking_schedules(kernel, dtypes, target)
+    elif kind == "whole":
         yield whole_schedule(kernel)
     elif kind == "stream":
         yield from stream_schedules(kernel, dtypes, target, precision)

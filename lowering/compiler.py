@@ -45,6 +45,7 @@ from lowering.tiling import identity, tile
 from lowering.together import together
 from lowering.torch_module import torch_module
 from lowering.triton_source import triton_source
+from lowering.walking import walking
 from tdsl.dtypes import WEAK, category, dtype_of, written
 from tdsl.errors import Unsupported
 from tdsl.infer import Spec, infer, resolve
@@ -216,11 +217,11 @@ def plan_kernels(state: State) -> State:
     if state.target.backend == "cpu":
         return replace(state, plan=plan)
     plan, shapes, parts = split_streams(plan, target)
+    plan, chunks = fold_in(plan, [True] * len(plan.kernels), target.sms)
+    shapes = {t: plan.shapes[t] for t in (*state.shapes, *shapes)}
     dtypes = {t: state.dtypes[of] for t, of in parts.items()}
     stored = {t: DTYPES[dtype].compute for t, dtype in dtypes.items() if DTYPES[dtype].kind == "float"}
-    return replace(
-        state, plan=plan, shapes={**state.shapes, **shapes}, dtypes={**state.dtypes, **dtypes}, stored={**state.stored, **stored}
-    )
+    return replace(state, plan=plan, shapes=shapes, dtypes={**state.dtypes, **dtypes}, stored={**state.stored, **stored}, chunks=chunks)
 
 
 def _for_cpp(state: State, plan: Plan) -> State:
@@ -261,12 +262,12 @@ def tile_kernels(state: State) -> State:
         tiled, cpp = _in_cpp(kernel, state, here)
         if tiled is None and state.cpp and state.blocks and takes_blocks(kernel, state.dtypes):  # no C++ after all: products alone
             return tile_kernels(plan_kernels(replace(state, blocks=False)))
-        if tiled is None and shapes is not state.shapes:  # likewise: each kernel for itself
+        if tiled is None and state.cpp and shapes is not state.shapes:  # likewise: each kernel for itself
             return tile_kernels(plan_kernels(replace(state, chunks=None)))
         if tiled is None:
             dtypes = {**state.dtypes, **state.stored}
-            tiles = partial(_tiles, kernel, here, state.input_precision, exact=exact)
-            schedules = candidates(kernel, strides, dtypes, state.target, state.input_precision)
+            tiles = partial(_tiles, kernel, here, state.input_precision, exact=exact, walks=shapes is not state.shapes)
+            schedules = candidates(kernel, here.strides, dtypes, state.target, state.input_precision, walks=shapes is not state.shapes)
             tiled = best_fit(map(tiles, schedules), state.target, partial(_predicted, kernel, state.target))
             if kernel.name in state.control.schedules:
                 given = state.control.schedules[kernel.name]
@@ -323,8 +324,9 @@ def _of_numbers(state: State) -> frozenset[str]:
     return state.inferred.weak | made
 
 
-def _tiles(kernel: KernelPlan, memory: Memory, precision: str, schedule: Schedule, *, exact: bool) -> tile_ir.Kernel:
-    return replace(tile(kernel, schedule, memory, exact=exact), input_precision=precision)
+def _tiles(kernel: KernelPlan, memory: Memory, precision: str, schedule: Schedule, *, exact: bool, walks: bool) -> tile_ir.Kernel:
+    made = tile(kernel, schedule, memory, exact=exact)
+    return replace(walking(made) if walks else made, input_precision=precision)
 
 
 def _in_cpp(kernel: KernelPlan, state: State, memory: Memory) -> tuple[tile_ir.Kernel | None, CppKernel | None]:

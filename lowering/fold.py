@@ -4,11 +4,12 @@
     Z[n,c] = f(X[n,c], Y[n,c])              -->                              Z[n,c] = f(X[n,c], Y[n,c])
 
 This is what backward passes of layers with parameters look like. Each program walks a chunk of rows; a tensor's dimension n is
-seen as two dimensions p and r. Only a CPU's kernels do this: a program of a GPU has no room for the accumulators of a row.
+seen as two dimensions p and r. On a GPU that are few programs, whose partial results are small beside the rows.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from dataclasses import dataclass, replace
 from lowering.contraction import accesses, contraction
 from lowering.cpp_schedule import only_sums
 from lowering.plan import KernelPlan, Plan
+from lowering.recut import chunk, recut
 from lowering.statement import plain, tensor_bytes
 from tdsl.ir import Access, Call, Const, Expr, Index, Range, Statement, free_indices, fresh_name, rebuild, substitute
 
@@ -23,6 +25,9 @@ from tdsl.ir import Access, Call, Const, Expr, Index, Range, Statement, free_ind
 SHARED = 1 << 14
 # Elements of a row that one program holds.
 ROW = 1 << 13
+# Of a GPU: programs of each multiprocessor that walk rows, the elements of which they hold more than one where rows are shorter,
+# and rows that a program walks at least.
+PROGRAMS, PROGRAM_ROW, LEAST = 2, 1 << 12, 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,26 +48,41 @@ class Chunks:
         return strides if d is None else (*strides[:d], strides[d] * self.length, strides[d], *strides[d + 1 :])
 
 
-def fold_in(plan: Plan, allowed: Sequence[bool]) -> tuple[Plan, dict[str, Chunks]]:
-    """`plan` with partial sums joined to a later kernel that reads the same rows, and how those kernels see their tensors."""
-    kernels = list(plan.kernels)
-    may = {id(k): a for k, a in zip(kernels, allowed, strict=True)}
+def fold_in(plan: Plan, allowed: Sequence[bool], sms: int = 0) -> tuple[Plan, dict[str, Chunks]]:
+    """`plan` with partial sums joined to a later kernel that reads the same rows, and how those kernels see their tensors.
+
+    sms: of a GPU, whose sums are then cut anew: into as many parts as there are programs that walk the rows.
+    """
+    may = {k.name: a for k, a in zip(plan.kernels, allowed, strict=True)}
     chunks: dict[str, Chunks] = {}
-    for a in plan.kernels:
-        for b in kernels:
-            if a is b or not any(a is k for k in kernels) or not (may[id(a)] and may.get(id(b), False)) or _linked(a, b, kernels):
-                continue
-            found = _joined(a, b, plan)
-            if found is None:
-                continue
-            joined, seen = found
-            m, n = (next(i for i, k in enumerate(kernels) if k is x) for x in (a, b))
-            first = min(m, n)
-            kernels = [k for k in kernels if k is not a and k is not b]
-            kernels.insert(first, joined)
-            chunks[joined.name] = seen
-            break
-    return replace(plan, kernels=tuple(kernels)), chunks
+    for a, b in itertools.permutations([k.name for k in plan.kernels if may[k.name]], 2):
+        now = {k.name: k for k in plan.kernels}
+        if a not in now or b not in now or {a, b} & {*chunks} or _linked(now[a], now[b], plan.kernels):
+            continue
+        cut = _for_programs(now[a], now[b], plan, sms) if sms else (plan, now[a])
+        found = _joined(cut[1], now[b], cut[0]) if cut else None
+        if cut is None or found is None:
+            continue
+        changed, (joined, chunks[a]) = cut[0], found
+        first = next(k.name for k in changed.kernels if k.name in (a, b))
+        kernels = (joined if k.name == first else k for k in changed.kernels if k.name == first or k.name not in (a, b))
+        plan = replace(changed, kernels=tuple(kernels))
+    return plan, chunks
+
+
+def _for_programs(a: KernelPlan, b: KernelPlan, plan: Plan, sms: int) -> tuple[Plan, KernelPlan] | None:
+    """`plan` with the sums `a` in as many parts as there are programs that walk the rows of `b`.
+
+    PROGRAMS of a multiprocessor, more where rows are so short that a warp or two hold one: a row is on its way while others are summed.
+    Their partial results are read and written once each, so that a program has LEAST rows, or they would outweigh what is saved.
+    """
+    grid = [b.extents[i] for i in b.grid]
+    if len(grid) != 1 or contraction(b.statements[-1]) is not None:
+        return None
+    row = math.prod(n for i, n in b.extents.items() if i not in b.grid)
+    most = min(sms * max(PROGRAMS, min(8 * PROGRAMS, PROGRAM_ROW // max(1, row))), grid[0] // LEAST)
+    parts = next((n for n in range(most, max(most // 2, sms // 2), -1) if grid[0] % n == 0), 0)
+    return recut(plan, a, parts) if parts else None
 
 
 def _linked(a: KernelPlan, b: KernelPlan, kernels: Sequence[KernelPlan]) -> bool:
@@ -96,7 +116,7 @@ def _matched(mine: Access, other: Access, a: KernelPlan, b: KernelPlan) -> tuple
         if isinstance(x, Index) and isinstance(y, Index):
             if to.setdefault(y.name, x.name) != x.name:
                 return None
-        elif isinstance(y, Index) and split is None and (form := _chunk(x)) is not None:
+        elif isinstance(y, Index) and split is None and (form := chunk(x)) is not None:
             split = (form[0], form[1], y.name, form[2])
         else:
             return None
@@ -108,14 +128,6 @@ def _matched(mine: Access, other: Access, a: KernelPlan, b: KernelPlan) -> tuple
     if any(a.extents[i] != b.extents[j] for j, i in to.items()) or any(s.reduced != (r,) for s in a.statements):
         return None
     return p, r, n, length, to
-
-
-def _chunk(e: Expr) -> tuple[str, str, int] | None:
-    """(p, r, C) of p*C+r."""
-    match e:
-        case Call(op="add", args=(Call(op="mul", args=(Index(name=p), Const(value=int() as length))), Index(name=r))):
-            return p, r, length
-    return None
 
 
 def _built(
@@ -185,7 +197,7 @@ def _split(s: Statement, p: str, r: str, dims: dict[str, int]) -> Statement | No
             return rebuild(e, visit)
         subscripts: list[Expr] = []
         for d, x in enumerate(e.subscripts):
-            if _chunk(x) is not None and _chunk(x)[:2] == (p, r):  # type: ignore[index]
+            if chunk(x) is not None and chunk(x)[:2] == (p, r):  # type: ignore[index]
                 failed |= dims.setdefault(e.tensor, d) != d
                 subscripts += [Index(p), Index(r)]
             else:

@@ -232,7 +232,7 @@ def _staged(kernel: ir.Kernel) -> int:
 
 def shared_bytes(kernel: ir.Kernel, target: Target) -> int:
     """About how many bytes of shared memory a block takes: what loops with dots load, once per stage (once less where it passes through
-    registers), what dots outside of them or before them load, and one operand that is computed."""
+    registers), what loops load ahead, what dots outside of them or before them load, and one operand that is computed."""
     tiles = {a.name: a.tile for a in kernel.axes}
     stages = kernel.num_stages if target.name in WGMMA else max(1, kernel.num_stages - 1)
 
@@ -247,7 +247,9 @@ def shared_bytes(kernel: ir.Kernel, target: Target) -> int:
         for loop in ir.operations(kernel.body)
         if isinstance(loop, ir.For) and any(isinstance(op, ir.Dot) for op in loop.body)
     ]
+    walked = [op for op in kernel.body if isinstance(op, ir.For) and op.ahead]
+    rows = sum((op.ahead + 1) * sum(size(x.dst) for x in op.body if isinstance(x, ir.Load) and x.dst.axes) for op in walked)
     streamed = max((sum(map(size, found.values())) for found in inside), default=0)
     before = sum(size(v) for name, v in read.items() if name in loads and not any(name in found for found in inside))
     before = 0 if target.backend == "hip" else before  # it stays in registers there
-    return streamed * stages + before + _staged(kernel) + max((size(v) for name, v in read.items() if name not in loads), default=0)
+    return rows + streamed * stages + before + _staged(kernel) + max((size(v) for name, v in read.items() if name not in loads), default=0)

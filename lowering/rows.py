@@ -60,11 +60,11 @@ def rows_schedule(kernel: KernelPlan, strides: Strides, dtypes: Dtypes, target: 
     for axis in [] if resident else reversed(inner):
         tiles[axis] = max(tiles[axis], min(power_of_two(size[axis]), most // math.prod(t for a, t in tiles.items() if a != axis)))
     return Schedule(
-        tuple((axis, tiles[axis]) for axis in axes), _warps(math.prod(tiles.values()), _bytes(kernel, tiles, dtypes), target), 2
+        tuple((axis, tiles[axis]) for axis in axes), warps_of(math.prod(tiles.values()), tile_bytes(kernel, tiles, dtypes), target), 2
     )
 
 
-def _bytes(kernel: KernelPlan, tiles: Mapping[tuple[str, ...], int], dtypes: Dtypes) -> int:
+def tile_bytes(kernel: KernelPlan, tiles: Mapping[tuple[str, ...], int], dtypes: Dtypes) -> int:
     """The bytes of the largest tile that a kernel reads along two dimensions or more, or of one in float32."""
     found = {a for a in accesses(kernel.statements) if a.tensor in kernel.reads and len(a.subscripts) > 1}
     sizes = [
@@ -74,7 +74,7 @@ def _bytes(kernel: KernelPlan, tiles: Mapping[tuple[str, ...], int], dtypes: Dty
     return max(sizes, default=4 * math.prod(tiles.values()))
 
 
-def _warps(elements: int, size: int, target: Target) -> int:
+def warps_of(elements: int, size: int, target: Target) -> int:
     """4 warps up to 2048 elements of a tile, then one more doubling for each doubling of 16 a thread (Helion's rule for reductions);
     fewer where a thread would have less than WIDE bytes of what is read."""
     most = 4 if elements <= 2048 else 8 if elements <= 4096 else 16 if elements <= 16384 else 32

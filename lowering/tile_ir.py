@@ -149,19 +149,21 @@ class For:
     """Walks a loop axis tile by tile.
 
     lo, hi: where given, only tiles that meet [lo, hi) matter, by integer expressions of `first(i)` and `last(i)`, the ends of
-    this program's tile of a grid index i. A printer may visit more tiles than those.
+    this program's tile of a grid index i. A printer may visit more tiles than those. ahead: for how many steps to come a GPU is told
+    to load what a loop without products reads; 0: nothing is said.
     """
 
     axis: Axis
     body: tuple[Operation, ...]
     lo: Expr | None = None
     hi: Expr | None = None
+    ahead: int = 0
 
     @property
     def unrolled(self) -> bool:
         """Whether its few steps are written out. Only loops with no loop inside have their loads copied ahead: a sum over three
         coordinates would keep the loop around it from that."""
-        return self.axis.scalar and self.axis.extent <= UNROLL and not any(isinstance(op, For | Dot) for op in self.body)
+        return self.axis.scalar and self.axis.extent <= UNROLL and not self.ahead and not any(isinstance(op, For | Dot) for op in self.body)
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,7 +156,8 @@ class _Printer(Grid):
 
     def steps(self, op: ir.For) -> str:
         if not op.unrolled:
-            return f"range(0, {self.extent(op.axis)})"
+            end = self.extent(op.axis)
+            return f"tl.range(0, {end}, num_stages={op.ahead + 1})" if op.ahead else f"range(0, {end})"
         self.tiles[f"STEPS_{op.axis.name.upper()}"] = op.axis.extent
         return f"tl.static_range(STEPS_{op.axis.name.upper()})"
 
