@@ -217,8 +217,9 @@ def plan_kernels(state: State) -> State:
     if state.target.backend == "cpu":
         return replace(state, plan=plan)
     plan, shapes, parts = split_streams(plan, target)
-    plan, chunks = fold_in(plan, [True] * len(plan.kernels), target.sms)
-    shapes = {t: plan.shapes[t] for t in (*state.shapes, *shapes)}
+    plan, chunks, cut = fold_in(plan, [True] * len(plan.kernels), target.sms)
+    parts = {**parts, **cut}
+    shapes = {t: plan.shapes[t] for t in (*state.shapes, *parts)}
     dtypes = {t: state.dtypes[of] for t, of in parts.items()}
     stored = {t: DTYPES[dtype].compute for t, dtype in dtypes.items() if DTYPES[dtype].kind == "float"}
     return replace(state, plan=plan, shapes=shapes, dtypes={**state.dtypes, **dtypes}, stored={**state.stored, **stored}, chunks=chunks)
@@ -238,7 +239,7 @@ def _for_cpp(state: State, plan: Plan) -> State:
     plan = beside(plan, [takes_cpp(k, state.dtypes) for k in plan.kernels])
     if state.chunks is None:
         return replace(state, plan=plan)
-    plan, chunks = fold_in(plan, [takes_cpp(k, state.dtypes) for k in plan.kernels])
+    plan, chunks, _ = fold_in(plan, [takes_cpp(k, state.dtypes) for k in plan.kernels])
     return replace(state, plan=plan, chunks=chunks)
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from lowering.contraction import accesses, contraction
 from lowering.cpp_schedule import only_sums
 from lowering.plan import KernelPlan, Plan
-from lowering.recut import chunk, recut
+from lowering.recut import Recut, chunk, recut
 from lowering.statement import plain, tensor_bytes
 from tdsl.ir import Access, Call, Const, Expr, Index, Range, Statement, free_indices, fresh_name, rebuild, substitute
 
@@ -48,29 +48,34 @@ class Chunks:
         return strides if d is None else (*strides[:d], strides[d] * self.length, strides[d], *strides[d + 1 :])
 
 
-def fold_in(plan: Plan, allowed: Sequence[bool], sms: int = 0) -> tuple[Plan, dict[str, Chunks]]:
+def fold_in(plan: Plan, allowed: Sequence[bool], sms: int = 0) -> tuple[Plan, dict[str, Chunks], dict[str, str]]:
     """`plan` with partial sums joined to a later kernel that reads the same rows, and how those kernels see their tensors.
 
-    sms: of a GPU, whose sums are then cut anew: into as many parts as there are programs that walk the rows.
+    sms: of a GPU, whose sums are then cut anew: into as many parts as there are programs that walk the rows. Last: of tensors that this
+    makes, what each is a part of.
     """
     may = {k.name: a for k, a in zip(plan.kernels, allowed, strict=True)}
     chunks: dict[str, Chunks] = {}
+    parts: dict[str, str] = {}
     for a, b in itertools.permutations([k.name for k in plan.kernels if may[k.name]], 2):
         now = {k.name: k for k in plan.kernels}
         if a not in now or b not in now or {a, b} & {*chunks} or _linked(now[a], now[b], plan.kernels):
             continue
-        cut = _for_programs(now[a], now[b], plan, sms) if sms else (plan, now[a])
-        found = _joined(cut[1], now[b], cut[0]) if cut else None
+        cut = _for_programs(now[a], now[b], plan, sms) if sms else Recut(plan, now[a], {})
+        found = _joined(cut.kernel, now[b], cut.plan) if cut else None
         if cut is None or found is None:
             continue
-        changed, (joined, chunks[a]) = cut[0], found
+        parts |= cut.parts
+        changed, (joined, chunks[a]) = cut.plan, found
+        stored = {*joined.stores, *(t for k in changed.kernels if k.name not in (a, b) for t in k.stores)}
+        changed = replace(changed, memory={t: size for t, size in changed.memory.items() if t in stored})
         first = next(k.name for k in changed.kernels if k.name in (a, b))
         kernels = (joined if k.name == first else k for k in changed.kernels if k.name == first or k.name not in (a, b))
         plan = replace(changed, kernels=tuple(kernels))
-    return plan, chunks
+    return plan, chunks, parts
 
 
-def _for_programs(a: KernelPlan, b: KernelPlan, plan: Plan, sms: int) -> tuple[Plan, KernelPlan] | None:
+def _for_programs(a: KernelPlan, b: KernelPlan, plan: Plan, sms: int) -> Recut | None:
     """`plan` with the sums `a` in as many parts as there are programs that walk the rows of `b`.
 
     PROGRAMS of a multiprocessor, more where rows are so short that a warp or two hold one: a row is on its way while others are summed.
@@ -86,10 +91,12 @@ def _for_programs(a: KernelPlan, b: KernelPlan, plan: Plan, sms: int) -> tuple[P
 
 
 def _linked(a: KernelPlan, b: KernelPlan, kernels: Sequence[KernelPlan]) -> bool:
-    """Whether one of two kernels waits for the other, or the later one for something between them."""
+    """Whether rows `b` wait for sums `a`, or the later one for something between them. Sums may wait for what rows make: of each row
+    it is made before that row is summed."""
     m, n = sorted(next(i for i, k in enumerate(kernels) if k is x) for x in (a, b))
     later = kernels[n]
-    return any({*k.writes} & {*later.reads, *later.writes} or {*k.reads} & {*later.writes} for k in kernels[m:n])
+    others = [k for k in kernels[m:n] if not (k is b and later is a)]
+    return any({*k.writes} & {*later.reads, *later.writes} or {*k.reads} & {*later.writes} for k in others)
 
 
 def _joined(a: KernelPlan, b: KernelPlan, plan: Plan) -> tuple[KernelPlan, Chunks] | None:
@@ -144,7 +151,7 @@ def _built(
     dims: dict[str, int] = {}
     statements = []
     whole = Call("add", (Call("mul", (Index(p), Const(length))), Index(r)))
-    for s in (*a.statements, *b.statements):
+    for s in (*b.statements, *a.statements):
         if s in b.statements:
             names: dict[str, Expr] = {**{i: Index(x) for i, x in to.items()}, n: whole}
             s = _renamed(s, names, n, (p, r), (a.extents[p], length))
@@ -157,14 +164,16 @@ def _built(
         rank = len(plan.shapes[access.tensor]) + (access.tensor in dims)
         if len(access.subscripts) != rank:
             return None
-    read, writes = tuple(dict.fromkeys((*a.reads, *b.reads))), (*a.writes, *b.writes)
-    if {*read} & local:
+    if {*b.reads} & local:
         return None
+    later = {t for k in plan.kernels if k is not a and k is not b for t in k.reads} | {*plan.program.results}
+    read = tuple(t for t in dict.fromkeys((*a.reads, *b.reads)) if t not in local)
+    writes = (*a.writes, *(t for t in b.writes if t in later))
     moved = sum(tensor_bytes(plan.shapes[t], plan.dtypes[t]) for t in (*read, *writes))
     extents = {**a.extents, **{to[i]: size for i, size in b.extents.items() if i != n}}
     rest = tuple(i for i in extents if i not in (p, r))
     joined = replace(
-        a, statements=tuple(statements), grid=(p,), stores=(*a.stores, *b.stores), reads=read, writes=writes, flops=a.flops + b.flops, bytes=moved,
+        a, statements=tuple(statements), grid=(p,), stores=writes, reads=read, writes=writes, flops=a.flops + b.flops, bytes=moved,
         extents=extents, stream=(r,), whole=rest,
     )  # fmt: skip
     return joined, Chunks(dims, length)

@@ -3,17 +3,21 @@
     for p in 0:4, c, r in 0:2048:  g.part[p,c] += X[p*2048+r,c];  for c, p in 0:4:  g[c] += g.part[p,c]
     -->
     for p in 0:256, c, r in 0:32:  g.part[p,c] += X[p*32+r,c];    for c, p in 0:256:  g[c] += g.part[p,c]
+
+Sums that are in one part are cut as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from lowering.contraction import accesses
 from lowering.plan import KernelPlan, Plan, kernel_of
-from lowering.statement import tensor_bytes
-from tdsl.ir import Access, Call, Const, Expr, Index, Range, Statement, rebuild
+from lowering.split import split_statement
+from lowering.statement import plain, tensor_bytes
+from tdsl.ir import Call, Const, Expr, Index, Statement, rebuild
+from tdsl.ops import DTYPES
 
 
 def chunk(e: Expr) -> tuple[str, str, int] | None:
@@ -24,9 +28,20 @@ def chunk(e: Expr) -> tuple[str, str, int] | None:
     return None
 
 
-def recut(plan: Plan, kernel: KernelPlan, parts: int) -> tuple[Plan, KernelPlan] | None:
-    """`plan` with the sums of `kernel` in so many parts, and that kernel; None where its parts are not even or nothing else."""
+@dataclass(frozen=True, slots=True)
+class Recut:
+    """plan: with the sums of one of its kernels cut anew; kernel: the one that makes the parts. parts: of new tensors, what each is a part of."""
+
+    plan: Plan
+    kernel: KernelPlan
+    parts: Mapping[str, str]
+
+
+def recut(plan: Plan, kernel: KernelPlan, parts: int) -> Recut | None:
+    """`plan` with the sums of `kernel` in so many parts; None where these are not even, or nothing else than sums."""
     forms = {f for a in accesses(kernel.statements) for e in a.subscripts if (f := chunk(e)) is not None}
+    if not forms:
+        return _cut(plan, kernel, parts)
     if len(forms) != 1:
         return None
     p, r, length = next(iter(forms))
@@ -35,20 +50,47 @@ def recut(plan: Plan, kernel: KernelPlan, parts: int) -> tuple[Plan, KernelPlan]
         return None
     made = {s.target.tensor for s in kernel.statements}
     cut = [_recut(s, p, r, (length, rows // parts), (parts, rows // parts)) for s in kernel.statements]
-    if any(s is None for s in cut):
-        return None
     shapes = {**plan.shapes, **{t: (parts, *plan.shapes[t][1:]) for t in made}}
     kernels = []
-    mine = kernel
     for k in plan.kernels:
-        body = [s for s in cut if s is not None] if k is kernel else _merged(k.statements, made, parts) if made & {*k.reads} else list(k.statements)
-        if body is None:
+        body = cut if k is kernel else [_merged(s, made, parts) for s in k.statements]
+        if None in body:
             return None
-        changed = k if body == list(k.statements) else kernel_of(k.name, body, {*k.stores}, shapes, plan.dtypes)
-        kernels.append(changed)
-        mine = changed if k is kernel else mine
+        kept = [s for s in body if s is not None]
+        kernels.append(kernel_of(k.name, kept, {*k.stores}, shapes, plan.dtypes) if k is kernel or made & {*k.reads} else k)
     memory = {t: tensor_bytes(shapes[t], plan.dtypes[t]) if t in made else size for t, size in plan.memory.items()}
-    return replace(plan, kernels=tuple(kernels), shapes=shapes, memory=memory), mine
+    mine = next(k for k in kernels if k.name == kernel.name)
+    return Recut(replace(plan, kernels=tuple(kernels), shapes=shapes, memory=memory), mine, {})
+
+
+def _cut(plan: Plan, kernel: KernelPlan, parts: int) -> Recut | None:
+    """The same for sums that are in one part, by a kernel more that sums the parts up."""
+    written = [s.target.tensor for k in plan.kernels for s in k.statements if s.target.tensor in k.stores]
+    taken = {*plan.shapes}
+    first: list[Statement] = []
+    second: list[Statement] = []
+    of: dict[str, str] = {}
+    shapes = dict(plan.shapes)
+    for s in kernel.statements:
+        name = s.target.tensor
+        along = s.reduced[0] if len(s.reduced) == 1 else ""
+        if kernel.extents.get(along, 0) % parts or not along or not plain(s.target) or written.count(name) != 1 or name in plan.program.inputs:
+            return None
+        made, merge = split_statement(s, parts, taken)
+        first.append(made)
+        second.append(merge)
+        of[made.target.tensor] = name
+        shapes[made.target.tensor] = (parts, *shapes[name])
+    if len({s.reduced for s in kernel.statements}) != 1:
+        return None
+    dtypes = {**plan.dtypes, **{t: DTYPES[plan.dtypes[name]].compute for t, name in of.items()}}
+    base, _, number = kernel.name.rpartition("_")
+    last = max(int(k.name.rpartition("_")[2]) for k in plan.kernels)
+    mine = kernel_of(f"{base}_{number}", first, {*of}, shapes, dtypes)
+    sums = kernel_of(f"{base}_{last + 1}", second, {*kernel.stores}, shapes, dtypes)
+    kernels = [x for k in plan.kernels for x in ((mine, sums) if k is kernel else (k,))]
+    memory = {**plan.memory, **{t: tensor_bytes(shapes[t], dtypes[t]) for t in of}}
+    return Recut(replace(plan, kernels=tuple(kernels), shapes=shapes, dtypes=dtypes, memory=memory), mine, of)
 
 
 def _recut(s: Statement, p: str, r: str, lengths: tuple[int, int], sizes: tuple[int, int]) -> Statement | None:
@@ -68,18 +110,12 @@ def _recut(s: Statement, p: str, r: str, lengths: tuple[int, int], sizes: tuple[
     return None if failed else replace(s, ranges=ranges, value=value)
 
 
-def _merged(statements: Sequence[Statement], made: set[str], parts: int) -> list[Statement] | None:
-    """What sums the parts up; None where something else is done with them."""
-    found = []
-    for s in statements:
-        read = [a for a in accesses([s]) if a.tensor in made]
-        along = {a.subscripts[0] for a in read}
-        if not read:
-            found.append(s)
-            continue
-        index = next(iter(along))
-        if len(along) > 1 or not isinstance(index, Index) or s.reduced != (index.name,) or not isinstance(s.value, Access):
-            return None
-        ranges = tuple(Range(x.index, x.lo, Const(parts)) if x.index == index.name else x for x in s.ranges)
-        found.append(replace(s, ranges=ranges))
-    return found
+def _merged(s: Statement, made: set[str], parts: int) -> Statement | None:
+    """`s` where it sums parts up, of which there are so many now; None where something else is done with them."""
+    read = [a for a in accesses([s]) if a.tensor in made]
+    if not read:
+        return s
+    index = read[0].subscripts[0]
+    if s.value != read[0] or not isinstance(index, Index) or s.reduced != (index.name,):
+        return None
+    return replace(s, ranges=tuple(replace(x, hi=Const(parts)) if x.index == index.name else x for x in s.ranges))

@@ -72,7 +72,7 @@ def split_reductions(program: Program, split: Split) -> tuple[Program, frozenset
         parts = _parts(s, split)
         two = _kept_index(s, split, taken) if parts else None
         if two is None and parts > 1 and s.target.tensor not in left:
-            two = _split(s, parts, taken)
+            two = split_statement(s, parts, taken)
         if two is None:
             body.append(s)
             continue
@@ -138,7 +138,7 @@ def _parts(s: Statement, split: Split) -> int:
     return max(1, next((n for n in range(most, most // 2, -1) if longest % n == 0), most))  # even parts need no masks
 
 
-def _split(s: Statement, parts: int, taken: set[str]) -> tuple[Statement, Statement]:
+def split_statement(s: Statement, parts: int, taken: set[str]) -> tuple[Statement, Statement]:
     """The statement of the partial results and the one that reduces them."""
     size = extents(s)
     index = max(s.reduced, key=lambda i: size[i])
