@@ -18,7 +18,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from lowering.contraction import contraction, statement_flops
+from lowering.contraction import accesses, contraction, statement_flops
 from lowering.plan import KernelPlan, Plan, kernel_of
 from lowering.recompute import Choice, flops_class
 from lowering.schedule import DOT_MIN, stream_rows
@@ -34,6 +34,8 @@ from tdsl.simplify import factors, product, simplify_expr
 PART_DOT, PART = 256, 2048
 # What the length of uneven parts is a multiple of: a part starts where wide loads may start, and its tiles are whole.
 ALIGNED = 128
+# Sums down columns that a program makes side by side: a line of memory of each row.
+COLUMNS = 64
 # Rows of a program of a streaming kernel with matrix products, where the chip is not full.
 ROWS = 64
 # What a split must win, as a share of the time without it.
@@ -94,9 +96,10 @@ def _weigh(kernel: KernelPlan, members: Sequence[Reduction], plan: Plan, target:
     found = [c for c in map(contraction, kernel.statements) if c is not None]
     rows, batch = stream_rows(kernel) if found else ((), kernel.grid)
     height = math.prod(size[i] for i in rows)
-    programs = math.prod(size[i] for i in batch) * -(-height // min(ROWS, max(DOT_MIN, power_of_two(height))))
+    width = 1 if found else _side_by_side(kernel, plan)
+    programs = -(-math.prod(size[i] for i in batch) // width) * -(-height // min(ROWS, max(DOT_MIN, power_of_two(height))))
     index = max(_stream(kernel), key=lambda i: size[i])
-    most = min(2 * target.sms // max(1, programs), size[index] // (PART_DOT if found else PART))
+    most = min(2 * target.sms // max(1, programs), size[index] // (PART_DOT if found else PART // width))
     if most < 2 or programs == 0:
         return None, None
     operands = [t for t in kernel.reads if plan.shapes[t]]
@@ -117,6 +120,13 @@ def _weigh(kernel: KernelPlan, members: Sequence[Reduction], plan: Plan, target:
         return None, Choice(kernel.name, f"{index} in one part", costs, "parts would not be faster")
     cut = cut_of(index, size[index], best, {*size}, ALIGNED)
     return cut, Choice(kernel.name, f"{index} in {cut.parts} parts", costs, f"{programs} programs do not fill {target.sms} multiprocessors")
+
+
+def _side_by_side(kernel: KernelPlan, plan: Plan) -> int:
+    """How many results a program makes side by side: COLUMNS where tensors lie along them, 1 where they lie along what is summed."""
+    large = [a for a in accesses(kernel.statements) if a.tensor in kernel.reads and len(a.subscripts) > 1 and math.prod(plan.shapes[a.tensor]) > 1]
+    last = {i for a in large for i in free_indices(a.subscripts[-1])}
+    return COLUMNS if last & {*kernel.grid} and not last & {*_stream(kernel)} else 1
 
 
 @dataclass(slots=True)
