@@ -17,6 +17,7 @@ from lowering import tile_ir
 from lowering.beside import beside
 from lowering.candidates import candidates
 from lowering.choice import best_fit, by_hand
+from lowering.collapse import collapse
 from lowering.compared import compared_values, respelled, rounds_between
 from lowering.configured import configured
 from lowering.contraction import contraction
@@ -151,7 +152,20 @@ def normalize_statements(state: State) -> State:
         alone = writes[s.target.tensor] == 1 and s.target.tensor not in state.program.inputs
         made = masked(s, state.shapes, state.dtypes, steps={}, limits=state.limits, alone=alone, taken=taken)
         body += [proved(t, state.shapes, state.values, {}) for t in made if not _copies_into_itself(t, state.aliases)]
-    return normalize_part(replace(state, program=replace(state.program, body=tuple(body))))
+    state = replace(state, program=replace(state.program, body=tuple(body)))
+    return normalize_part(_collapsed(state) if state.target.backend != "cpu" or state.cpp else state)
+
+
+def _collapsed(state: State) -> State:
+    """Indices that stand side by side as one; not where torch code multiplies matrices, which sees tensors as they are."""
+    body = tuple(statements(state.program.body))
+    if state.target.backend == "cpu" and any(contraction(s) is not None for s in body):
+        return state
+    found = collapse(body, state.shapes, state.strides, {*state.aliases, *state.aliases.values()})
+    if found.body == body:
+        return state
+    program = replace(state.program, body=found.body)
+    return replace(state, program=program, shapes=found.shapes, strides=found.strides, spread=state)
 
 
 def _copies_into_itself(s: Statement, aliases: Mapping[str, str]) -> bool:
@@ -261,6 +275,8 @@ def tile_kernels(state: State) -> State:
             shapes = {t: seen.shape(t, shape) for t, shape in shapes.items()}
             here = replace(here, shapes=shapes, strides={t: seen.strides(t, steps_) for t, steps_ in strides.items()})
         tiled, cpp = _in_cpp(kernel, state, here)
+        if tiled is None and state.cpp and state.spread:  # torch code sees tensors as they are
+            return tile_kernels(plan_kernels(normalize_part(state.spread)))
         if tiled is None and state.cpp and state.blocks and takes_blocks(kernel, state.dtypes):  # no C++ after all: products alone
             return tile_kernels(plan_kernels(replace(state, blocks=False)))
         if tiled is None and state.cpp and shapes is not state.shapes:  # likewise: each kernel for itself
@@ -285,7 +301,7 @@ def tile_kernels(state: State) -> State:
                 continue
             if exact and cpp is None and whole and name not in memory.updated and all(a.role == "whole" for a in tiled.axes):
                 direct.add(name)
-            allocate.append(Allocation(name, state.shapes[name], memory.storage(name), fill))
+            allocate.append(Allocation(name, state.shape_of(name), memory.storage(name), fill))
         steps.append(Step(tiled, tuple(allocate), frozenset(direct), cpp=cpp))
     return replace(state, steps=tuple(steps))
 

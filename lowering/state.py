@@ -93,7 +93,7 @@ class State:
     some elements of. aliases: versions that are the memory of an input, which is written in place. limits: the most that ranges which depend on tensors are.
     cpp_from: points of a statement from which a CPU's kernels are C++, None: never; cpp: whether these are.
     control: what a user fixed. chunks: how some kernels see their tensors; None: none may. blocks: whether kernels of products
-    may be C++ that multiplies tile by tile.
+    may be C++ that multiplies tile by tile. spread: the same with all indices, where some that stand side by side are one here.
     """
 
     program: Program
@@ -122,6 +122,11 @@ class State:
     cpp: bool = False
     chunks: Mapping[str, Chunks] | None = field(default_factory=dict)
     blocks: bool = True
+    spread: State | None = None
+
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, as who calls the program sees it."""
+        return (self.spread or self).shapes.get(name, self.shapes[name])
 
 
 def leaves(parts: tuple[Part | Repeat, ...]) -> Iterator[Part]:

@@ -120,7 +120,7 @@ def backward_specs(
     """
     names = dict(zip(forward.results, state.program.results, strict=True))  # lowering may give the last version of an output another name
     made = {
-        name: Spec(state.shapes[last], state.stored.get(last, state.dtypes[last]) if name in saved else state.dtypes[last])
+        name: Spec(state.shape_of(last), state.stored.get(last, state.dtypes[last]) if name in saved else state.dtypes[last])
         for name, last in names.items()
     }
     specs = dict(found.specs)

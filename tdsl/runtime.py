@@ -233,7 +233,8 @@ class Executor:
             names = self.program.results
             if self.saved or self.stored:
                 state = self.lower(found, target_of(found.device or torch.device("cpu")) if self._on_gpu(found) else "cpu")
-                shapes, names = state.shapes, state.program.results
+                names = state.program.results
+                shapes = {name: state.shape_of(name) for name in names}
                 dtypes = {name: state.stored.get(name, state.dtypes[name]) for name in names}
             self._outputs[key] = tuple((shapes[name], TORCH_DTYPES[dtypes[name]]) for name in names)
         return self._outputs[key]

@@ -112,7 +112,7 @@ def test_the_plan_is_what_is_launched(name: str, order: int, monkeypatch: pytest
 
     # allocations: the outputs that are no inputs, and what the plan keeps in memory
     def size(tensor: str) -> tuple[tuple[int, ...], torch.dtype]:
-        return tuple(state.shapes[tensor]), getattr(torch, state.stored.get(tensor, state.dtypes[tensor]))
+        return tuple(state.shape_of(tensor)), getattr(torch, state.stored.get(tensor, state.dtypes[tensor]))
 
     made = [t for t in dict.fromkeys(state.program.results) if t not in state.program.inputs]
     asked = Counter(size(t) for t in (*made, *plan.memory))
