@@ -87,7 +87,8 @@ def _reduction(s: Statement, value: Expr, running: tuple[str, ...], along: set[s
         return None if running else Reduction(s, s.value, (), (), None)
     terms = factors(value)
     outer = tuple(t for t in terms if not along & set(free_indices(t)) and not set(s.reduced) & set(free_indices(t)))
-    inner = product([t for t in terms if t not in outer]) if len(outer) < len(terms) else Const(1)
+    left = [t for t in terms if t not in outer]  # where nothing leaves, the order is kept: quotients that others read stay what they are
+    inner = value if not outer else product(left) if left else Const(1)
     reads = {a.tensor for a in walk(inner) if isinstance(a, Access)}
     met = tuple(n for n in running if n in reads)
     if not met:
