@@ -29,6 +29,7 @@ class Memory:
         self.numbers: set[str] = set()
         self.owned: set[str] = set()
         self.called: set[str] = set()
+        self.steps: dict[str, dict[str, int]] = {}  # of views by plain subscripts: elements between neighbours along each axis
         self.strided_values: set[str] = set()  # views whose windows overlap: a matrix of them is a copy
 
     def span(self, index: str) -> tuple[str, str]:
@@ -47,6 +48,8 @@ class Memory:
             self.numbers.add(op.dst.name)
             return op.buffer.name
         if self._is_view(op.buffer, op.subscripts):
+            if self._is_plain(op.subscripts):
+                self.steps[op.dst.name] = {e.name: n for e, n in zip(op.subscripts, op.buffer.strides, strict=True) if isinstance(e, Index)}
             return self.view(op.buffer, op.subscripts, op.dst.axes)
         if found := self._strided(op):
             text, owned = found

@@ -248,6 +248,8 @@ class _Printer(Memory):
             if len(n) != 1 or len(rest) != 1:
                 text = f"{text}.reshape({', '.join(self.length(x) for x in op.dst.axes)})"
             return f"{op.acc.name} + {text}" if op.acc else text
+        if [*op.batch, *m, *n] != list(op.dst.axes):  # the result is turned anyway: its sides follow what they are read from
+            m, n = self._as_read(left, m), self._as_read(right, n)
         a = self.arranged(left, [*op.batch], [m, k])
         b = self.arranged(right, [*op.batch], [k, n])
         text = f"torch.matmul({a}, {b})"
@@ -259,10 +261,19 @@ class _Printer(Memory):
         return f"{op.acc.name} + {text}" if op.acc else text
 
     def arranged(self, v: ir.Value, batch: list[str], groups: list[list[str]]) -> str:
-        """An operand as (batch.., rows, columns). What must be copied for that is copied along the longest of its last axes."""
+        """An operand as (batch.., rows, columns). What must be copied for that is copied along the longest of its last axes, or as it lies
+        in memory."""
+        steps = self.steps.get(v.name, {})
+        if max(map(len, groups)) > 1 and any(steps.get(x) == 1 for x in groups[0]) and not any(steps.get(x) == 1 for x in groups[1]):
+            return f"{self._flattened(v, batch, groups[::-1])}.mT"
         if v.name in self.strided_values and self._extent(groups[0][-1]) > self._extent(groups[1][-1]):
             return f"{self._flattened(v, batch, groups[::-1])}.mT"
         return self._flattened(v, batch, groups)
+
+    def _as_read(self, v: ir.Value, axes: list[str]) -> list[str]:
+        """Axes in the order in which an operand has them in memory."""
+        steps = self.steps.get(v.name)
+        return axes if steps is None or any(x not in steps for x in axes) else sorted(axes, key=lambda x: -steps[x])
 
     def _extent(self, axis: str) -> int:
         return self.kernel.axis(axis).extent

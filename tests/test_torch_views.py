@@ -73,6 +73,19 @@ def test_a_result_in_its_own_order() -> None:
     assert product.strip().startswith("y = torch.matmul(b, a.") and product.endswith(".reshape(3, 5, 7 * 4)).reshape(3, 6, 7, 4)")
 
 
+def test_operands_are_copied_as_they_lie() -> None:
+    """Where a side of several dimensions needs a copy, its last dimension stays the last one; a result that is turned anyway follows."""
+    tensors = [torch.randn(2, 3, 5, 7), torch.randn(7, 4, 3, 6), torch.randn(2, 5, 4, 6)]
+    with config.using(cpu="torch"):
+        grad = tdsl.function("Y[a,b,c,d] += A[a,e,b,f] * B[f,c,e,d]").grad("B")
+        source = grad.emit("torch", *tensors)
+        found = grad(*tensors)
+    product = next(line for line in source.splitlines() if "torch.matmul(" in line)
+    assert ".reshape(2 * 5, 3 * 7).mT, " in product  # a, b, e, f: rows of f are copied whole
+    expected = torch.einsum("aebf,abcd->fced", tensors[0].double(), tensors[2].double())
+    assert (found.double() - expected).abs().max() < 1e-4
+
+
 def test_little_of_much_padding_stays_a_gather() -> None:
     """A tensor that would be mostly zeros is not made."""
     with config.using(cpu="torch"):
