@@ -41,6 +41,7 @@ from lowering.split import Split, split_reductions
 from lowering.split_streams import split_streams
 from lowering.state import Allocation, Part, Repeat, State, Step, contiguous
 from lowering.statement import extents
+from lowering.summed import summed_together
 from lowering.targets import TARGETS, Target
 from lowering.tiling import identity, tile
 from lowering.together import together
@@ -233,6 +234,7 @@ def plan_kernels(state: State) -> State:
     plan, shapes, parts = split_streams(plan, target)
     plan, chunks, cut = fold_in(plan, [True] * len(plan.kernels), target.sms)
     parts = {**parts, **cut}
+    plan = summed_together(plan, state.apart | {*parts})
     shapes = {t: plan.shapes[t] for t in (*state.shapes, *parts)}
     dtypes = {t: state.dtypes[of] for t, of in parts.items()}
     stored = {t: DTYPES[dtype].compute for t, dtype in dtypes.items() if DTYPES[dtype].kind == "float"}

@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 
 from lowering.contraction import accesses, contraction
 from lowering.cpp_schedule import only_sums
-from lowering.join import rename
-from lowering.plan import KernelPlan, Plan, kernel_of
+from lowering.plan import KernelPlan, Plan
 from lowering.recut import Recut, chunk, recut
 from lowering.statement import plain, tensor_bytes
+from lowering.summed import summed_together
 from tdsl.ir import Access, Call, Const, Expr, Index, Range, Statement, free_indices, fresh_name, rebuild, substitute
 
 # Elements of a tensor from which reading it once rather than twice pays.
@@ -72,31 +72,8 @@ def fold_in(plan: Plan, allowed: Sequence[bool], sms: int = 0) -> tuple[Plan, di
         changed = replace(changed, memory={t: size for t, size in changed.memory.items() if t in stored})
         first = next(k.name for k in changed.kernels if k.name in (a, b))
         kernels = [joined if k.name == first else k for k in changed.kernels if k.name == first or k.name not in (a, b)]
-        plan = replace(changed, kernels=tuple(_summed_together(kernels, {*cut.kernel.writes}, changed)))
+        plan = summed_together(replace(changed, kernels=tuple(kernels)), {*cut.kernel.writes})
     return plan, chunks, parts
-
-
-def _summed_together(kernels: Sequence[KernelPlan], parts: set[str], plan: Plan) -> list[KernelPlan]:
-    """The kernels with those that only sum up `parts`, over as many for as many results, as one."""
-    found: list[KernelPlan] = []
-    for k in kernels:
-        mine = k.statements[0]
-        if not ({*k.reads} <= parts and len(k.statements) == 1 and plain(mine.target) and isinstance(mine.value, Access)):
-            found.append(k)
-            continue
-        sizes = [k.extents[i.name] for i in mine.value.subscripts if isinstance(i, Index)]
-        for n, other in enumerate(found):
-            theirs = other.statements[0]
-            if not ({*other.reads} <= parts and isinstance(theirs.value, Access) and len(theirs.value.subscripts) == len(sizes)):
-                continue
-            to = {x.name: y.name for x, y in zip(mine.value.subscripts, theirs.value.subscripts, strict=True) if isinstance(x, Index) and isinstance(y, Index)}
-            renamed = rename(mine, to)
-            if [other.extents.get(i) for i in to.values()] == sizes and renamed.target.subscripts == theirs.target.subscripts:
-                found[n] = kernel_of(other.name, [*other.statements, renamed], {*other.stores, *k.stores}, plan.shapes, plan.dtypes)
-                break
-        else:
-            found.append(k)
-    return found
 
 
 def _for_programs(a: KernelPlan, b: KernelPlan, plan: Plan, sms: int) -> Recut | None:

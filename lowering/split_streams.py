@@ -98,10 +98,13 @@ def _weigh(kernel: KernelPlan, members: Sequence[Reduction], plan: Plan, target:
     height = math.prod(size[i] for i in rows)
     width = 1 if found else _side_by_side(kernel, plan)
     programs = -(-math.prod(size[i] for i in batch) // width) * -(-height // min(ROWS, max(DOT_MIN, power_of_two(height))))
-    index = max(_stream(kernel), key=lambda i: size[i])
-    most = min(2 * target.sms // max(1, programs), size[index] // (PART_DOT if found else PART // width))
+    stream = _stream(kernel)
+    most = min(2 * target.sms // max(1, programs), math.prod(size[i] for i in stream) // (PART_DOT if found else PART // width))
     if most < 2 or programs == 0:
         return None, None
+    # An outer index is cut where it is long enough: what lies side by side in memory stays in one part.
+    index = next((i for i in stream[:-1] if size[i] >= most), max(stream, key=lambda i: size[i]))
+    most = min(most, size[index])
     operands = [t for t in kernel.reads if plan.shapes[t]]
     working = sum(statement_flops(s) / target.flops[flops_class(s, operands, plan.dtypes)] for s in kernel.statements) / target.sustained_flops
     moving = kernel.bytes / (target.bandwidth * target.sustained_bandwidth)

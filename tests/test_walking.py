@@ -102,3 +102,17 @@ def test_values(name: str, rows: int, row: int) -> None:
     assert error(results[0], results[1]) < 1e-5
     for a, b in zip(found, wanted, strict=True):
         assert error(a.grad, b.grad) < 1e-5
+
+
+def test_small_sums_are_one_kernel() -> None:
+    """The four sums over a batch that BatchNorm's backward needs, each of parts; not one that waits for another."""
+    text = (
+        "def f(X[n,c,h], g[c], b[c]) -> Y[n,c,h]:\n    m[c] = mean[n,h](X[n,c,h])\n    v[c] = var[n,h](X[n,c,h])\n"
+        "    Y[n,c,h] = (X[n,c,h] - m[c]) / sqrt(v[c] + 1e-5) * g[c] + b[c]"
+    )
+    state = backward(text, "fp32[32,64,3136]", "fp32[64]", "fp32[64]")
+    assert state.plan is not None
+    assert [len(k.writes) for k in state.plan.kernels] == [4, 4, 1]
+    twice = lowered(tdsl.function("s[c] += X[n,c,h]\nq[c] += (X[n,c,h] - s[c]) ** 2"), ("fp32[32,64,3136]",), "cuda:90")[0].state
+    assert twice.plan is not None
+    assert [k.writes for k in twice.plan.kernels if k.flops < 1e5] in ([("s",), ("q",)], [("s", "q")])
