@@ -232,13 +232,13 @@ def plan_kernels(state: State) -> State:
     if state.target.backend == "cpu":
         return replace(state, plan=plan)
     plan, shapes, parts = split_streams(plan, target)
-    plan, chunks, cut = fold_in(plan, [True] * len(plan.kernels), target.sms)
+    plan, chunks, cut = fold_in(plan, [state.chunks is not None] * len(plan.kernels), target.sms)
     parts = {**parts, **cut}
     plan = summed_together(plan, state.apart | {*parts})
     shapes = {t: plan.shapes[t] for t in (*state.shapes, *parts)}
     dtypes = {t: state.dtypes[of] for t, of in parts.items()}
     stored = {t: DTYPES[dtype].compute for t, dtype in dtypes.items() if DTYPES[dtype].kind == "float"}
-    return replace(state, plan=plan, shapes=shapes, dtypes={**state.dtypes, **dtypes}, stored={**state.stored, **stored}, chunks=chunks)
+    return replace(state, plan=plan, shapes=shapes, dtypes={**state.dtypes, **dtypes}, stored={**state.stored, **stored}, chunks=chunks or state.chunks)
 
 
 def _for_cpp(state: State, plan: Plan) -> State:
@@ -288,6 +288,8 @@ def tile_kernels(state: State) -> State:
             tiles = partial(_tiles, kernel, here, state.input_precision, exact=exact, walks=shapes is not state.shapes)
             schedules = candidates(kernel, here.strides, dtypes, state.target, state.input_precision, walks=shapes is not state.shapes)
             tiled = best_fit(map(tiles, schedules), state.target, partial(_predicted, kernel, state.target))
+            if tiled.unfit and shapes is not state.shapes:  # no room for the sums of a row: each kernel for itself
+                return tile_kernels(plan_kernels(replace(state, chunks=None)))
             if kernel.name in state.control.schedules:
                 given = state.control.schedules[kernel.name]
                 tiled = by_hand(tiles(configured(kernel, tiled, given, exact=exact)), given, state.target)

@@ -43,7 +43,7 @@ def walks(kernel: tile_ir.Kernel) -> bool:
     return any(isinstance(op, tile_ir.For) and op.ahead for op in kernel.body)
 
 
-@pytest.mark.parametrize("row", [250, 1024, 4096, ROW])
+@pytest.mark.parametrize("row", [250, 1024, 4096])
 @pytest.mark.parametrize("rows", [4096, 8192, 9000])
 def test_each_tensor_is_read_once(rows: int, row: int) -> None:
     """One kernel that reads the rows, with programs enough for the chip, and one that sums up what they made of the parameters' gradients."""
@@ -57,10 +57,10 @@ def test_each_tensor_is_read_once(rows: int, row: int) -> None:
     sms = TARGETS["cuda:90"].sms
     assert walk.tile.programs * loop.axis.extent == rows
     assert sms // 2 <= walk.tile.programs <= 8 * PROGRAMS * sms
-    assert "num_stages=3" in walk.source.source or row == ROW
+    assert "num_stages=3" in walk.source.source
 
 
-@pytest.mark.parametrize(("rows", "row"), [(400, 4096), (8191, 1024), (4096, ROW + 1)])
+@pytest.mark.parametrize(("rows", "row"), [(400, 4096), (8191, 1024), (4096, 8192), (4096, ROW + 1)])
 def test_not_walked(rows: int, row: int) -> None:
     """Few rows do not fill the chip, a prime number of them has no even parts, and long rows leave no room for sums."""
     assert loads(backward(PROGRAMS_OF["layer_norm"], *of_rows(rows, row)), "X") == 2
