@@ -48,6 +48,7 @@ from lowering.together import together
 from lowering.torch_module import torch_module
 from lowering.triton_source import triton_source
 from lowering.walking import walking
+from lowering.write_out import cover, write_out
 from tdsl.dtypes import WEAK, category, dtype_of, written
 from tdsl.errors import Unsupported
 from tdsl.infer import Spec, infer, resolve
@@ -237,6 +238,8 @@ def plan_kernels(state: State) -> State:
     plan = summed_together(plan, state.apart | {*parts})
     shapes = {t: plan.shapes[t] for t in (*state.shapes, *parts)}
     dtypes = {t: state.dtypes[of] for t, of in parts.items()}
+    plan, pieces, of = write_out(plan, target, {**state.dtypes, **state.stored, **dtypes}, state.input_precision)
+    shapes, dtypes = {**shapes, **pieces}, {**dtypes, **{t: {**state.dtypes, **dtypes}[whole] for t, whole in of.items()}}
     stored = {t: DTYPES[dtype].compute for t, dtype in dtypes.items() if DTYPES[dtype].kind == "float"}
     return replace(state, plan=plan, shapes=shapes, dtypes={**state.dtypes, **dtypes}, stored={**state.stored, **stored}, chunks=chunks or state.chunks)
 
@@ -299,7 +302,7 @@ def tile_kernels(state: State) -> State:
             if name not in kernel.stores or name in made:
                 continue
             made.add(name)
-            whole = covers(s, shapes[name])
+            whole = covers(s, shapes[name]) or cover(kernel.statements, name, shapes[name])
             fill = None if whole else identity(REDUCTION_OF.get(s.op, "sum"), state.dtypes[name])
             if name in state.placed:
                 continue

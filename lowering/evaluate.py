@@ -6,6 +6,7 @@ import itertools
 import keyword
 import math
 import operator
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -16,7 +17,7 @@ from lowering.schedule import Schedule
 from lowering.statement import identifier, plain
 from tdsl.dtypes import SCALAR, TENSOR, WEAK, Typed, dtype_of, join
 from tdsl.errors import Unsupported
-from tdsl.ir import Access, Call, Clamp, Const, Expr, Index, Pad, Statement, free_indices, rebuild
+from tdsl.ir import Access, Call, Clamp, Const, Expr, Index, Pad, Statement, free_indices, rebuild, walk
 from tdsl.ops import DTYPES, OPS
 from tdsl.traced import whole
 
@@ -26,11 +27,13 @@ _INT32_OPS: dict[str, Callable[..., int]] = {
     "add": operator.add, "sub": operator.sub, "mul": operator.mul, "neg": operator.neg, "maximum": max, "minimum": min,
     **{op: lambda a, b: 1 for op in ("eq", "ne", "lt", "le", "gt", "ge")},
 }  # fmt: skip
+# Functions that are zero where all of their arguments are.
+_ZERO_OF_ZEROS = frozenset({"add", "sub", "mul", "neg", "abs", "maximum", "minimum", "relu", "sign"})
 # Names that generated code uses itself.
 _RESERVED = (
     frozenset(keyword.kwlist)
     | {"tl", "triton", "torch", "pid", "int", "float", "bool", "min", "max", "abs", "range", "rest", "inside", "first", "rows", "part", "GROUP"}
-    | {row.name for row in OPS.values() if row.triton_def}
+    | {name for row in OPS.values() for name in re.findall(r"def (\w+)", row.triton_def)}
 )
 # What the result of an operation is called, if not after the operation.
 _RESULT_NAMES = {
@@ -101,7 +104,9 @@ class Evaluator:
             s.target.tensor: s for s in kernel.statements if not s.reduced and plain(s.target) and s.target.tensor not in memory.updated
         }
         self.buffers: dict[str, ir.Buffer] = {}
-        self.zero_filled: dict[str, frozenset[str]] = {}
+        self.zero_filled: dict[str, frozenset[str]] = {}  # the axes beyond whose ends a value is zero
+        self.products: dict[str, tuple[ir.Value, ir.Value]] = {}
+        self.unmasked: set[str] = set()  # products in whose place others were made, of which a factor is masked
         self.bounds: dict[str, tuple[int, int]] = {}  # of integer values that 32 bits hold
         self.names: set[str] = set(kernel.extents) | {a.name for a in self.axes}
 
@@ -200,8 +205,10 @@ class Evaluator:
         raise Unsupported(f"{type(expr).__name__} cannot stand in a kernel (tiling)", span=expr.span)
 
     def _axes(self, e: Expr) -> frozenset[str]:
-        """The tile axes along which an expression varies, without making it."""
-        return frozenset(self.tile_axes(free_indices(e)))
+        """The tile axes along which an expression varies, without making it: a running value has lanes that its tensor has not."""
+        made = {a.tensor for a in walk(e) if isinstance(a, Access)}
+        values = {name: v for scope in self.scopes for name, v in scope.locals.items() if name in made}
+        return frozenset(self.tile_axes(free_indices(e)).union(*(v.axes for v in values.values())))
 
     def type_of(self, v: ir.Operand) -> Typed:
         return self.typed[v.name] if isinstance(v, ir.Value) else dtype_of(Const(v), {}, {})
@@ -231,6 +238,9 @@ class Evaluator:
         bounds = self._bounds(op, args) if compute == "int64" else None
         compute = "int32" if bounds else compute
         cast = [self.cast(a, "bool" if row.kind == "branch" and n == 0 else compute) for n, a in enumerate(args)]
+        base, factor = row.base
+        if base and compute == "float32" and not self.exact:
+            return self.call(base, [self.call("mul", [cast[0], factor])])
         if op == "div" and self._reciprocal(*cast):
             return self.call("mul", [args[0], self.call("div", [1.0, args[1]])])
         if op in ("floor", "ceil", "round") and DTYPES[compute].kind != "float":
@@ -245,9 +255,20 @@ class Evaluator:
         value, new = self.make(key, _RESULT_NAMES.get(op, op if op not in _RESERVED else f"{op}_of"), axes, typed, result, level)
         if new:
             self.emit(value, ir.Elementwise(value, op, tuple(cast)))
+            self.zero_filled[value.name] = self._stays_zero(op, cast)
+            if op == "mul" and isinstance(cast[0], ir.Value) and isinstance(cast[1], ir.Value):
+                self.products[value.name] = (cast[0], cast[1])
         if bounds and result == "int32":
             self.bounds[value.name] = bounds
         return value
+
+    def _stays_zero(self, op: str, args: list[ir.Operand]) -> frozenset[str]:
+        """The axes beyond whose ends all operands are zero, and the result is then."""
+        values = [a for a in args if isinstance(a, ir.Value)]
+        scaled = op == "mul" and all(isinstance(a, ir.Value) or math.isfinite(a) for a in args)
+        if op not in _ZERO_OF_ZEROS or not (scaled or len(values) == len(args)):
+            return frozenset()
+        return frozenset.intersection(*(self.zero_filled.get(v.name, frozenset()) for v in values))
 
     def _bounds(self, op: str, args: list[ir.Operand]) -> tuple[int, int] | None:
         """Bounds of an integer operation on index values, where 32 bits hold operands and result; None: compute in 64 bits."""

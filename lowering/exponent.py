@@ -18,15 +18,17 @@ Axes = Callable[[Expr], frozenset[str]]
 
 
 def in_base_2(e: Call, axes: Axes, definitions: Mapping[str, Statement]) -> Expr | None:
-    """`f(x)` as `g(c * x)` with the factor spread over x, where f has such a g (a column of ops.py) and that saves operations.
+    """`f(x)` as `g(c * x)`, where f has such a g (a column of ops.py); the factor spread over x where that saves operations.
 
     axes: of the tile that an expression is. definitions: elementwise statements whose values stand for the tensors.
     """
     base, factor = OPS[e.op].base
-    whole = axes(e)
-    if not base or not whole or not _spreads(e.args[0], axes, whole, definitions):
+    if not base:
         return None
-    return Call(base, (_spread(e.args[0], factor, axes, whole, definitions),))
+    whole = axes(e)
+    if _spreads(e.args[0], axes, whole, definitions):
+        return Call(base, (_spread(e.args[0], factor, axes, whole, definitions),))
+    return Call(base, (_signed(e.args[0], factor, definitions),))
 
 
 def _spreads(e: Expr, axes: Axes, whole: frozenset[str], definitions: Mapping[str, Statement]) -> bool:
@@ -43,11 +45,30 @@ def _spreads(e: Expr, axes: Axes, whole: frozenset[str], definitions: Mapping[st
     return False
 
 
+def _signed(e: Expr, factor: float, definitions: Mapping[str, Statement]) -> Expr:
+    """`factor * e`, a sign of e being the factor's."""
+    match e:
+        case Access(tensor=name) if name in definitions and _negates(definitions[name].value):
+            return _signed(definitions[name].value, factor, definitions)
+        case Call(op="neg", args=(x,)):
+            return _signed(x, -factor, definitions)
+    return simplify_expr(Call("mul", (e, Const(factor))))
+
+
+def _negates(e: Expr) -> bool:
+    return isinstance(e, Call) and e.op == "neg"
+
+
 def _spread(e: Expr, factor: float, axes: Axes, whole: frozenset[str], definitions: Mapping[str, Statement]) -> Expr:
     """`factor * e`."""
 
     def spread(x: Expr, by: float = factor) -> Expr:
-        return _spread(x, by, axes, whole, definitions)
+        """What varies as much as the exponent and has nothing to gain is multiplied whole."""
+        return (
+            _spread(x, by, axes, whole, definitions)
+            if axes(x) < whole or _spreads(x, axes, whole, definitions)
+            else _signed(x, by, definitions)
+        )
 
     match e:
         case Access(tensor=name) if name in definitions and axes(e) == whole:

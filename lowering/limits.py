@@ -58,7 +58,7 @@ def _conjuncts(e: Expr) -> list[Expr]:
 def _vanishes(r: Reduction, condition: Expr) -> bool:
     """Whether the term of a reduction is its identity wherever the condition is false."""
     identity = REDUCTIONS[REDUCTION_OF[r.statement.op]].identity
-    value = _fold(_without(r.inner, condition))
+    value = absorbed(_without(r.inner, condition))
     return isinstance(value, Const) and float(value.value) == identity
 
 
@@ -68,11 +68,11 @@ def _without(e: Expr, condition: Expr) -> Expr:
     return e if isinstance(e, Access) else rebuild(e, lambda x: _without(x, condition))
 
 
-def _fold(e: Expr) -> Expr:
-    """Folding with zeros and infinities that absorb."""
+def absorbed(e: Expr) -> Expr:
+    """The expression folded with zeros and infinities that absorb; what else is in it is taken to be finite."""
     if isinstance(e, Access | Index | Const):
         return e
-    e = rebuild(e, _fold)
+    e = rebuild(e, absorbed)
     if not isinstance(e, Call):
         return e
     match e.op, e.args:

@@ -7,12 +7,14 @@ element by element and takes few registers; across such a point every tile that 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 from lowering import tile_ir as ir
 from lowering.descriptors import descriptor
-from lowering.schedule import WGMMA
+from lowering.schedule import FEW_LANES, WGMMA
 from lowering.targets import Target
 from tdsl.ir import Index, Pad
 from tdsl.ops import DTYPES
@@ -41,6 +43,8 @@ def pressure(kernel: ir.Kernel, target: Target) -> Pressure:
     """What the tiles of a kernel take of the registers."""
     threads = kernel.num_warps * target.warp
     tiles = {a.name: a.tile for a in kernel.axes}
+    if _along_lanes(kernel):
+        return _of_lanes(kernel, target)
     groups = target.name in WGMMA
     shared = _in_shared(kernel, target) if groups else frozenset()
     feeding = _feeding(kernel)
@@ -64,6 +68,51 @@ def pressure(kernel: ir.Kernel, target: Target) -> Pressure:
         if isinstance(op, ir.Dot) and vector_dot(op, kernel, target):
             operands = max(operands, _operands(op, tiles, threads) * (1 + _COMPUTED * sum(v.name not in loaded for v in (op.lhs, op.rhs))))
     return Pressure(held, peak, operands)
+
+
+def _along_lanes(kernel: ir.Kernel) -> bool:
+    """Whether a loop walks the innermost axis by what a warp has of lanes, each of which carries values of its own, for rows of the grid."""
+    *_, rows, lanes = (None, *kernel.axes)
+    loops = [op for op in kernel.body if isinstance(op, ir.For) and op.axis is lanes and lanes.tile <= FEW_LANES]
+    carried = any(isinstance(op, ir.Assign) and lanes.name in op.dst.axes for loop in loops for op in loop.body)
+    dots = any(isinstance(op, ir.Dot) for op in ir.operations(kernel.body))
+    return carried and not dots and rows is not None and rows.role == "grid"
+
+
+def _of_lanes(kernel: ir.Kernel, target: Target) -> Pressure:
+    """The same for a kernel whose innermost axis lies along the threads of a warp, and the one before it along warps: each thread has all of
+    what does not vary along its warp. What is read again is held for all rows; what goes from one operation to the next is made row by
+    row. Loads that no step changes are made before the loop, those of steps that are written out too."""
+    tiles = {a.name: a.tile for a in kernel.axes}
+    *_, rows, lanes = kernel.axes
+    shares = {rows.name: min(rows.tile, kernel.num_warps), lanes.name: min(lanes.tile, target.warp)}
+
+    def size(v: ir.Value) -> float:
+        return _registers(v, tiles, math.prod(shares.get(a, 1) for a in v.axes))
+
+    def fixed(body: tuple[ir.Operation, ...]) -> float:
+        own = sum(size(op.dst) for op in body if isinstance(op, ir.Load) and lanes.name not in op.dst.axes)
+        return own + sum(fixed(op.body) * (op.axis.extent if op.unrolled else 1) for op in body if isinstance(op, ir.For))
+
+    carried = {op.dst for op in ir.operations(kernel.body) if isinstance(op, ir.Assign)}
+    steps = max(fixed(op.body) for op in kernel.body if isinstance(op, ir.For))
+    passing = set(_passing(kernel.body)) - carried
+    held = peak = 0.0
+    for _, alive in _points(kernel.body, frozenset()):
+        peak = max(peak, steps + sum(size(v) for v in alive - passing))
+        held = max(held, steps + sum(size(v) for v in alive if v in carried or lanes.name not in v.axes))
+    return Pressure(held, peak, 0.0)
+
+
+def _passing(body: tuple[ir.Operation, ...]) -> Iterator[ir.Value]:
+    """Values that only the operation behind theirs reads."""
+    reads = Counter(v for op in body for v in set(_all_uses((op,))))
+    for op, after in pairwise(body):
+        if (made := _made(op)) is not None and reads[made] == 1 and made in _all_uses((after,)):
+            yield made
+    for op in body:
+        if isinstance(op, ir.For):
+            yield from _passing(op.body)
 
 
 def _in_parts(kernel: ir.Kernel) -> dict[str, int]:

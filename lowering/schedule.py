@@ -25,6 +25,8 @@ WGMMA = ("cuda:90", "cuda:100")
 WGMMA_ROWS = 64
 # Targets whose products are summed in a memory of the tensor cores' own, not in registers.
 TENSOR_MEMORY = ("cuda:100",)
+# A streamed tile that is no longer than this is what a warp has of lanes (two numbers a thread on NVIDIA's chips), which carry values apart.
+FEW_LANES = 64
 # Elements of the largest intermediate that whole-tensor execution may make before it walks blocks (16 MiB of float32).
 CPU_BLOCK = 1 << 22
 
@@ -48,27 +50,10 @@ class Schedule:
     parts: int = 1
 
 
-def family(kernel: KernelPlan, dtypes: Dtypes, target: Target) -> str:
-    """How a kernel is walked: "whole" tensors, a "stream" of tiles, one "contraction", or "rows" of elementwise work and reductions."""
-    if target.backend == "cpu":
-        return "whole"
-    linked = any(set(kernel.stream) & set(free_indices(s.target)) for s in kernel.statements)
-    if linked and any(contraction(s) for s in kernel.statements) and not _batched_stream(kernel):
-        return "stream"
-    return "rows" if main_product(kernel, dtypes) is None else "contraction"
-
-
 def main_product(kernel: KernelPlan, dtypes: Dtypes) -> Contraction | None:
     """The first matrix product of a kernel that pays on tensor cores."""
     found = ((contraction(s), s.target.tensor) for s in kernel.statements)
     return next((c for c, tensor in found if c is not None and uses_dot(c, kernel, dtypes, tensor)), None)
-
-
-def _batched_stream(kernel: KernelPlan) -> bool:
-    """Whether the stream walks batches of contractions whose rows and columns are both on the grid: a matrix at a time."""
-    along, grid = set(kernel.stream), set(kernel.grid)
-    found = [c for c in (contraction(s) for s in kernel.statements) if c is not None]
-    return all(along <= set(c.batch) and {*c.m, *c.n} <= grid for c in found)
 
 
 def uses_dot(found: Contraction, kernel: KernelPlan, dtypes: Dtypes, target: str) -> bool:

@@ -1,6 +1,7 @@
 """The configurations of a kernel that come into question: all that a search has to look at, the default among them.
 
     stream        rows x streamed tile x warps x stages
+    pairs         rows of a thread x warps
     contraction   M x N x K tile x warps x stages x group
     rows          TILE times 1/4 to 4, with the warps that go with it
     products also x tiles moved by pointers or descriptors x a program for each tile or programs that walk them x results whole or in parts
@@ -17,12 +18,13 @@ from functools import partial
 from itertools import product
 
 from lowering import tile_ir as ir
-from lowering.candidates import candidates
+from lowering.candidates import candidates, family
 from lowering.choice import best_fit, forms, told
 from lowering.compiler import memory_of
 from lowering.cost import predict
 from lowering.evaluate import Memory
 from lowering.forms import dressed, schedule_of
+from lowering.pairs import ROWS, pair_rows, pair_schedule
 from lowering.plan import KernelPlan
 from lowering.registers import fits
 from lowering.rows import rows_schedule
@@ -34,7 +36,6 @@ from lowering.schedule import (
     Schedule,
     Strides,
     contraction_schedule,
-    family,
     main_product,
     on_tensor_cores,
     stream_rows,
@@ -100,7 +101,7 @@ def _tile(kernel: KernelPlan, memory: Memory, state: State, schedule: Schedule) 
 
 
 def _schedules(kernel: KernelPlan, strides: Strides, dtypes: Dtypes, target: Target, precision: str) -> Iterator[Schedule]:
-    kind = family(kernel, dtypes, target)
+    kind = family(kernel, dtypes, target, precision)
     size = kernel.extents
     if kind == "stream":
         rows, _ = stream_rows(kernel)
@@ -109,6 +110,11 @@ def _schedules(kernel: KernelPlan, strides: Strides, dtypes: Dtypes, target: Tar
         for tile_m, tile_n, warps, stages in product(_upto(height), _upto(length), (2, 4, 8), (2, 3)):
             if suits(tile_m, tile_n, warps, height, target, tensor_cores):
                 yield stream_schedule(kernel, tile_m, tile_n, warps, stages)
+    elif kind == "pairs":
+        height = math.prod(size[i] for i in pair_rows(kernel))
+        for count, warps in product(ROWS, (1, 2, 4, 8)):
+            if count * warps <= power_of_two(height):
+                yield pair_schedule(kernel, target, count, warps)
     elif kind == "contraction":
         c = main_product(kernel, dtypes)
         assert c is not None

@@ -13,7 +13,7 @@ anything until a `Mask` gives them a value; stores leave them out. A printer who
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from tdsl.ir import Expr
@@ -296,6 +296,17 @@ def uses(op: Operation) -> Iterator[Value]:
             yield op.src
         case Assign():
             yield from (op.src, op.dst)
+
+
+def without(body: tuple[Operation, ...], names: set[str]) -> tuple[Operation, ...]:
+    """The operations but those that make values of some names which nothing reads."""
+    read = {v.name for op in operations(body) for v in uses(op)}
+
+    def kept(ops: tuple[Operation, ...]) -> tuple[Operation, ...]:
+        left = (op for op in ops if not (isinstance(op, Elementwise) and op.dst.name in names - read))
+        return tuple(replace(op, body=kept(op.body)) if isinstance(op, For) else op for op in left)
+
+    return kept(body) if names else body
 
 
 def _lines(body: tuple[Operation, ...], indent: str) -> Iterator[str]:

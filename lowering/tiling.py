@@ -8,20 +8,21 @@ accumulated lane by lane and folded once after its loop, which adds long sums pa
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 from lowering import tile_ir as ir
 from lowering.contraction import Contraction, contraction
 from lowering.evaluate import Evaluator, Memory
 from lowering.forms import dressed
-from lowering.limits import limits
+from lowering.limits import absorbed, limits
 from lowering.plan import KernelPlan
-from lowering.schedule import Schedule
+from lowering.schedule import FEW_LANES, Schedule
 from lowering.statement import plain
 from lowering.stream import OLD, Reduction, passes
 from tdsl.dtypes import SCALAR, TENSOR, Typed, dtype_of, join
 from tdsl.errors import Unsupported
-from tdsl.ir import REDUCTION_OF, Access, Expr, Statement, free_indices
+from tdsl.ir import REDUCTION_OF, Access, Call, Const, Expr, Statement, free_indices, rebuild
 from tdsl.ops import DTYPES, REDUCTIONS, STORED_ONLY
 from tdsl.simplify import product
 from tdsl.traced import whole
@@ -54,7 +55,7 @@ class _Tiler(Evaluator):
         order = [*self.plan.reads, *self.plan.writes]
         buffers = tuple(sorted(self.buffers.values(), key=lambda b: order.index(b.tensor)))
         plan, schedule = self.plan, self.schedule
-        body = tuple(self.scopes[0].ops)
+        body = ir.without(tuple(self.scopes[0].ops), self.unmasked)
         launch = (schedule.num_warps, schedule.num_stages, schedule.group)
         return dressed(ir.Kernel(plan.name, plan.notation, self.axes, buffers, body, *launch, wide, fused=self.memory.fused), schedule)
 
@@ -163,16 +164,20 @@ class _Tiler(Evaluator):
     # -- streams ------------------------------------------------------------------------------------------------------
 
     def stream(self, members: tuple[Reduction, ...], loops: list[ir.Axis]) -> None:
-        """One pass: every member's running value, multiplied by its factor when those that it reads change."""
+        """One pass: every member's running value, multiplied by its factor when those that it reads change.
+
+        Each lane of a short streamed tile has a running value of its own; they meet after the loop.
+        """
         carries = {}
+        folded = tuple(a.name for a in loops if not a.scalar)
+        apart = set(folded) if self._apart(members, loops) else set()
         for r in members:
             s = r.statement
             compute = self._accumulator(self.memory.dtypes[s.target.tensor])
-            lanes = self.sort(self.tile_axes(free_indices(s.target)))
+            lanes = self.sort(self.tile_axes(free_indices(s.target)) | apart)
             carries[s.target.tensor] = self._carry(s.target.tensor, lanes, self._typed(s), compute, identity(REDUCTION_OF[s.op], compute))
         read = {name for r in members for name in r.running}
         about = {r.statement.target.tensor: self._means(r) for r in members if r.centred}
-        folded = tuple(a.name for a in loops if not a.scalar)
         self.enter(loops)
         for carry in carries.values():  # what reads it changes from step to step
             self.level[carry.name] = len(self.scopes) - 1
@@ -183,11 +188,12 @@ class _Tiler(Evaluator):
             if r.centred:
                 self._merge(carry, about[name], r, folded)
                 continue
+            r = _finite(r)
             old = carry if r.factor is None else self._as(self.call("mul", [carry, self.eval(r.factor)]), carry)
-            new = self._step(r, carry, old, folded)
+            new = self._step(r, carry, old, folded, apart)
             if name in read:
                 guarded = self._guarded(r, new, 0.0)
-                older = self._guarded(r, carry, guarded)
+                older = self._guarded(r, carry, guarded) if self._guards(r, [*map(_finite, members)]) else carry
                 self.scopes[-1].locals[name] = self._times(guarded, r.outer, self._typed(r.statement))
                 self.scopes[-1].locals[name + OLD] = self._times(older, r.outer, self._typed(r.statement))
                 later.append(ir.Assign(carry, new))
@@ -199,15 +205,21 @@ class _Tiler(Evaluator):
         self.leave(loops, *(limits(members, loops[0].indices[0][0], grid) if single else (None, None)))
         for carry in carries.values():
             self.level[carry.name] = len(self.scopes) - 1
+        finished = dict(carries)
         for r in members:
             name = r.statement.target.tensor
             value = carries[name]
             if r.factor is not None:  # from the guarded running values to the finished ones
                 for other in r.running:
                     member = next(m for m in members if m.statement.target.tensor == other)
-                    older = self._guarded(member, carries[other], 0.0)
+                    # A lane in which nothing was summed counts as the finished value, as long as that is a number.
+                    instead = self._guarded(member, finished[other], 0.0) if apart else 0.0
+                    older = self._guarded(member, carries[other], instead) if self._guards(member, members) else carries[other]
                     self.scopes[0].locals[other + OLD] = self._times(older, member.outer, self._typed(member.statement))
                 value = self._as(self.call("mul", [value, self.eval(r.factor)]), value)
+            if apart:
+                value = self.fold(r.statement, value, folded, REDUCTION_OF[r.statement.op], self._typed(r.statement))
+                finished[name] = value
             late = () if r.centred or self._empty(r.statement) else r.outer
             self.scopes[0].locals[name] = self._times(value, late, self._typed(r.statement))
         for r in members:
@@ -215,6 +227,14 @@ class _Tiler(Evaluator):
                 name = r.statement.target.tensor
                 self._shift(r, about[name])
                 self.scopes[0].locals[name] = self._times(self.scopes[0].locals[name], r.outer, self._typed(r.statement))
+
+    def _apart(self, members: Sequence[Reduction], loops: Sequence[ir.Axis]) -> bool:
+        """Whether the lanes of a streamed tile keep apart: to fold a few of them at each step would cost more than what they compute. Long
+        tiles are folded within each thread for the most part; what is summed about means, and products, in tiles."""
+        along = {i for a in loops for i, _ in a.indices}
+        products = (c for s in self.plan.statements if along & set(s.indices) and (c := contraction(s)) is not None)
+        short = math.prod(a.tile for a in loops) <= FEW_LANES
+        return short and not any(r.centred for r in members) and not any(self._dot_axes(c) for c in products)
 
     def _means(self, r: Reduction) -> list[ir.Value]:
         """The carried count and means that a product of differences is summed about."""
@@ -268,8 +288,8 @@ class _Tiler(Evaluator):
         value = self.scopes[0].locals[name]
         self.scopes[0].locals[name] = self._as(self.call("add", [value, moved]), value)
 
-    def _step(self, r: Reduction, carry: ir.Value, old: ir.Value, folded: tuple[str, ...]) -> ir.Value:
-        """The running value after one tile."""
+    def _step(self, r: Reduction, carry: ir.Value, old: ir.Value, folded: tuple[str, ...], apart: set[str]) -> ir.Value:
+        """The running value after one tile, of each lane along the axes that are kept apart."""
         s = replace(r.statement, value=r.inner)
         reduction = REDUCTION_OF[s.op]
         reduced = set(s.reduced)  # of which the loop may walk only some
@@ -282,7 +302,7 @@ class _Tiler(Evaluator):
             self.scopes[-1].ops.append(ir.Dot(new, lhs, rhs, old, self.sort(self.tile_axes(found.batch)), folded))
             return new
         term = self._term(s, r.inner, folded, carry.dtype, identity(reduction, carry.dtype))
-        part = self.fold(s, term, folded, reduction, self.typed[carry.name])
+        part = self.fold(s, term, tuple(a for a in folded if a not in apart), reduction, self.typed[carry.name])
         new = self._new(REDUCTIONS[reduction].combine, carry.axes, carry.dtype, self.typed[carry.name])
         self.scopes[-1].ops.append(ir.Elementwise(new, REDUCTIONS[reduction].combine, (old, part)))
         return new
@@ -294,6 +314,16 @@ class _Tiler(Evaluator):
             return value
         infinite = self.call("eq", [self.call("abs", [value]), math.inf])
         return self.as_value(self.call("where", [infinite, instead, value]))
+
+    def _guards(self, r: Reduction, members: Sequence[Reduction]) -> bool:
+        """Whether an infinite older value has to give way: not where what is multiplied by its factor, zero, stays that: exp(-inf - m)."""
+        name, least = r.statement.target.tensor, Const(REDUCTIONS[REDUCTION_OF[r.statement.op]].identity)
+
+        def before(e: Expr) -> Expr:
+            return least if isinstance(e, Access) and e.tensor == name + OLD else rebuild(e, before)
+
+        factors = [m.factor for m in members if m.factor is not None and name in m.running]
+        return any(absorbed(before(f)) != Const(0.0) for f in factors)
 
     def _as(self, v: ir.Operand, like: ir.Value) -> ir.Value:
         """A value with the dtype that promotion takes `like` for."""
@@ -329,12 +359,25 @@ class _Tiler(Evaluator):
         outside = tuple(a.name for a in self.axes if a.name in axes and a.masked)
         if not outside or (fill == 0 and set(outside) <= self.zero_filled.get(value.name, frozenset())):
             return value
+        if fill == 0 and (factors := self._shared_factor(value, outside)) is not None:
+            factor, zero = factors
+            self.unmasked.add(value.name)
+            return self.as_value(self.call("mul", [self._masked(factor, outside, 0), zero]))
         level = max(self.level[value.name], *(self.level_of_index(self.indices_of[a]) for a in outside))
         key = ("mask", value.name, outside, str(fill))
         result, new = self.make(key, f"{value.name}_inside", value.axes, self.typed[value.name], value.dtype, level)
         if new:
             self.emit(result, ir.Mask(result, value, outside, fill))
         return result
+
+    def _shared_factor(self, value: ir.Value, outside: tuple[str, ...]) -> tuple[ir.Value, ir.Value] | None:
+        """The factors of a product of which the second is zero outside: there it is enough that the first one is finite, and to mask that
+        serves all products that have it."""
+        factors = self.products.get(value.name, ())
+        for factor, zero in zip(factors, reversed(factors), strict=True):
+            if {*outside} <= {*factor.axes} and {*outside} <= self.zero_filled.get(zero.name, frozenset()):
+                return factor, zero
+        return None
 
     def _carry(self, base: str, axes: tuple[str, ...], typed: Typed, dtype: str, fill: float | int | bool) -> ir.Value:
         value = self._new(base, axes, dtype, typed)
@@ -408,6 +451,19 @@ class _Tiler(Evaluator):
             return value
         storage = DTYPES[common[0]].compute if self.exact else common[0]
         return self.cast_to(value, storage, common)
+
+
+def _finite(r: Reduction) -> Reduction:
+    """A reduction in a step of its pass, where the running values that it reads are finite: `where(abs(m) == inf, 0, m)` is m."""
+
+    def guarded(e: Expr) -> Expr:
+        match e:
+            case Call(op="where", args=(Call(op="eq", args=(Call(op="abs", args=(m,)), Const(value=math.inf))), Const(value=0), value)):
+                if m == value and isinstance(m, Access) and m.tensor.removesuffix(OLD) in r.running:
+                    return m
+        return rebuild(e, guarded)
+
+    return replace(r, inner=guarded(r.inner), factor=None if r.factor is None else guarded(r.factor))
 
 
 def _span(b: ir.Buffer) -> int:

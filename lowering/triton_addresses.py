@@ -7,7 +7,7 @@ import math
 from lowering import tile_ir as ir
 from lowering.addresses import with_axes
 from lowering.descriptors import walked_as_one
-from tdsl.ir import Call, Clamp, Const, Expr, Index, Pad, free_indices
+from tdsl.ir import Call, Clamp, Const, Expr, Index, Pad
 from tdsl.ops import DTYPES, OPS
 
 
@@ -57,7 +57,7 @@ class Addresses:
                     self.used.add(axis.name)
                     self.lanes.add(axis.name)
                     terms.append(self._times(with_axes(axis.name, (axis.name,) if not axis.scalar else (), axes), buffer, d))
-            elif buffer.shape[d] != 1 or free_indices(e) or e != Const(0):
+            elif e != Const(0):
                 terms.append(self._times(self.bounded(buffer, d, e, axes), buffer, d))
         return " + ".join(terms)
 

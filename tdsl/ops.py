@@ -133,12 +133,21 @@ _GELU_TANH_GRAD = (
     f" * {math.sqrt(2.0 / math.pi)!r} * (1 + 0.134145 * x * x))"
 )
 
+# As lowering/exponent.py spells exp: hardware has 2**x, and `tl.exp` takes three instructions more for results below 1e-38, which are 0 here.
+_EXP = f"""
+@triton.jit
+def exp_in_base_2(x):
+    if x.dtype == tl.float64:
+        return tl.math.exp(x)
+    else:
+        return tl.exp2(x * {math.log2(math.e)!r})
+"""
 # exp(x) - 1 and log(1 + x) without cancellation, from exp and log alone (Higham, Accuracy and Stability, section 1.14.1).
-_EXPM1 = """
+_EXPM1 = _EXP + """
 @triton.jit
 def expm1(x):
-    u = tl.exp(x)
-    exact = (u - 1.0) * x / tl.log(u)
+    u = exp_in_base_2(x)
+    exact = (u - 1.0) * (x / tl.log(u))
     return tl.where(u == 1.0, x, tl.where((u - 1.0 == -1.0) | (u == float("inf")), u - 1.0, exact))
 """
 _LOG1P = """
@@ -154,10 +163,15 @@ def tanh(x):
     t = -e / (e + 2.0)
     return tl.where(x < 0, -t, t)
 """
-_SOFTPLUS = _LOG1P + """
+_SIGMOID = _EXP + """
+@triton.jit
+def sigmoid(x):
+    return 1.0 / (1.0 + exp_in_base_2(-x))
+"""
+_SOFTPLUS = _EXP + _LOG1P + """
 @triton.jit
 def softplus(x):
-    return tl.where(x > 0, x, 0.0) + log1p(tl.exp(-tl.abs(x)))
+    return tl.where(x > 0, x, 0.0) + log1p(exp_in_base_2(-tl.abs(x)))
 """
 _SIGN = """
 @triton.jit
@@ -271,7 +285,7 @@ def power(a, b):
         Op("sin", "x", "float", ("g * cos(x)",), "np.sin({0})", "torch.sin({0})", "tl.sin({0})", "math.sin", cost=20),
         Op("cos", "x", "float", ("-(g * sin(x))",), "np.cos({0})", "torch.cos({0})", "tl.cos({0})", "math.cos", cost=20),
         Op("tanh", "x", "float", ("g * (1 - y * y)",), "np.tanh({0})", "torch.tanh({0})", "tanh({0})", "math.tanh", triton_def=_TANH, cost=20),
-        Op("sigmoid", "x", "float", ("g * y * (1 - y)",), "np.divide(1.0, 1.0 + np.exp(-{0}))", "torch.sigmoid({0})", "tl.sigmoid({0})", definition="1 / (1 + exp(-x))", cost=12),
+        Op("sigmoid", "x", "float", ("g * y * (1 - y)",), "np.divide(1.0, 1.0 + np.exp(-{0}))", "torch.sigmoid({0})", "sigmoid({0})", triton_def=_SIGMOID, definition="1 / (1 + exp(-x))", cost=12),
         Op("relu", "x", "same", ("where(x > 0, g, 0)",), "np.maximum({0}, 0)", "torch.relu({0})", "tl.maximum({0}, 0, propagate_nan=tl.PropagateNan.ALL)", definition="maximum(x, 0)", takes=_NUMBERS),
         Op("gelu", "x", "float", (f"g * (0.5 * (1 + erf(x * {_SQRT_HALF})) + x * exp(-0.5 * x * x) * {_INV_SQRT_2PI})",), f"(0.5 * {{0}} * (1.0 + math.erf({{0}} * {_SQRT_HALF})))", "torch.nn.functional.gelu({0})", "gelu({0})", definition=f"0.5 * x * (1 + erf(x * {_SQRT_HALF}))", cost=24, triton_def=f"""
 @triton.jit
@@ -283,7 +297,7 @@ def gelu(x):
 def gelu_tanh(x):
     return 0.5 * x * (1.0 + tanh({_GELU_U}))
 """),
-        Op("silu", "x", "float", ("g * sigmoid(x) * (1 + x * (1 - sigmoid(x)))",), "np.divide({0}, 1.0 + np.exp(-{0}))", "torch.nn.functional.silu({0})", "({0} * tl.sigmoid({0}))", definition="x / (1 + exp(-x))", cost=14),
+        Op("silu", "x", "float", ("g * sigmoid(x) * (1 + x * (1 - sigmoid(x)))",), "np.divide({0}, 1.0 + np.exp(-{0}))", "torch.nn.functional.silu({0})", "({0} * sigmoid({0}))", triton_def=_SIGMOID, definition="x / (1 + exp(-x))", cost=14),
         Op("softplus", "x", "float", ("g * sigmoid(x)",), "np.logaddexp({0}, 0.0)", "torch.nn.functional.softplus({0}, threshold=50.0)", "softplus({0})", triton_def=_SOFTPLUS, definition="maximum(x, 0) + log1p(exp(-abs(x)))", cost=28),
         Op("erf", "x", "float", (f"g * {_TWO_OVER_SQRT_PI} * exp(-x * x)",), "math.erf({0})", "torch.erf({0})", "tl.erf({0})", "math.erf", cost=20),
         Op("abs", "x", "same", ("g * sign(x)",), "abs({0})", "torch.abs({0})", "tl.abs({0})", "math.absf", homomorphism=("mul", "mul")),

@@ -26,15 +26,62 @@ def test_the_factor_goes_to_what_varies_less(value: str, line: str) -> None:
     assert line in source
 
 
-@pytest.mark.parametrize("value", ["exp(X[i,j])", "exp(X[i,j] * X[i,j])", "exp(where(i >= j, X[i,j], 0))", "exp(m[i]) * X[i,j]"])
-def test_where_nothing_is_won(value: str) -> None:
-    source = tdsl.function(f"def f(X[i,j], m[i]) -> Y[i,j]: Y[i,j] = {value}").emit("triton", "fp32[256,128]", "fp32[256]", target="cuda:90")
-    assert "tl.exp(" in source and "tl.exp2(" not in source
+@pytest.mark.parametrize(
+    ("value", "line"),
+    [
+        ("exp(X[i,j])", "scaled = x * 1.4426950408889634"),
+        ("exp(-X[i,j] * X[i,j])", "scaled1 = scaled * -1.4426950408889634"),
+        ("exp(-(X[i,j] + X[i,j] * X[i,j]))", "scaled1 = total * -1.4426950408889634"),
+        ("exp(where(i >= j, X[i,j], 0))", "scaled = chosen * 1.4426950408889634"),
+        ("exp(m[i]) * X[i,j]", "scaled = m1 * 1.4426950408889634"),
+    ],
+)
+def test_where_nothing_is_won_the_exponent_is_multiplied(value: str, line: str) -> None:
+    source = tdsl.function(f"def f(X[i,j], m[i]) -> Y[i,j]: Y[i,j] = {value}").emit(
+        "triton", "fp32[256,128]", "fp32[256]", target="cuda:90"
+    )
+    assert "tl.exp2(" in source and "tl.exp(" not in source
+    assert line in source
+
+
+@pytest.mark.parametrize("op", ["exp", "sigmoid", "silu", "tanh", "softplus", "expm1", "gelu_tanh"])
+def test_no_exponential_of_float32_minds_denormals(op: str) -> None:
+    """`tl.exp` and `tl.sigmoid` take a comparison and two multiplications more for each result."""
+    pytest.importorskip("triton")
+    f = tdsl.function(f"Y[i] = {op}(X[i])")
+    assert "tl.exp(" not in f.emit("triton", "fp32[4096]", target="cuda:90")
+    assert "ex2.approx.f32" not in f.emit("ptx", "fp32[4096]", target="cuda:90")
+    assert "ex2.approx.ftz.f32" in f.emit("ptx", "fp32[4096]", target="cuda:90")
+
+
+@pytest.mark.parametrize(
+    ("op", "expected"),
+    [
+        ("exp", torch.exp),
+        ("sigmoid", torch.sigmoid),
+        ("silu", torch.nn.functional.silu),
+        ("tanh", torch.tanh),
+        ("softplus", lambda x: torch.nn.functional.softplus(x, threshold=50)),
+        ("expm1", torch.expm1),
+    ],
+)
+def test_extreme_values(op: str, expected: Callable[..., torch.Tensor]) -> None:
+    far = torch.tensor([-torch.inf, -3e38, -1e4, -104.0, -88.0, 88.0, 104.0, 1e4, 3e38, torch.inf, torch.nan])
+    near = torch.cat([s * 10.0 ** torch.arange(-30, 1) for s in (-1, 1)])
+    x = torch.cat([far, near, torch.zeros(1)])
+    actual = tdsl.function(f"Y[i] = {op}(X[i])", backend="triton")(x)
+    wanted = expected(x.double())
+    finite = wanted.float().isfinite() & x.isfinite()
+    torch.testing.assert_close(actual[~finite], wanted[~finite].float(), equal_nan=True)
+    torch.testing.assert_close(actual[finite].double(), wanted[finite], rtol=1e-5, atol=1.2e-38)
+    torch.testing.assert_close(actual[len(far) :].double(), wanted[len(far) :], rtol=1e-6, atol=1.2e-38)
 
 
 def test_float64_keeps_its_digits() -> None:
-    source = tdsl.function("Y[i,j] = exp(X[i,j] - m[i])").emit("triton", "fp64[256,128]", "fp64[256]", target="cuda:90")
-    assert "tl.exp(" in source and "tl.exp2(" not in source
+    source = tdsl.function("Y[i,j] = exp(X[i,j] - m[i]) + sigmoid(X[i,j])").emit("triton", "fp64[256,128]", "fp64[256]", target="cuda:90")
+    assert "tl.exp(" in source
+    x = torch.linspace(-30, 30, 37, dtype=torch.float64)
+    torch.testing.assert_close(tdsl.function("Y[i] = sigmoid(X[i])", backend="triton")(x), torch.sigmoid(x), rtol=1e-14, atol=0)
 
 
 def test_attention_multiplies_its_scale_once() -> None:

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import tdsl
-from lowering.candidates import candidates
+from lowering.candidates import candidates, family
 from lowering.registers import fits, pressure, shared_bytes
-from lowering.schedule import Schedule, family
+from lowering.schedule import Schedule
 from lowering.space import spaces
 from lowering.targets import TARGETS
 from tdsl import errors
