@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from lowering.scaled import scaled
 from tdsl.ir import Access, Call, Const, Expr, Statement
 from tdsl.ops import OPS
 from tdsl.simplify import simplify_expr
@@ -42,6 +43,8 @@ def _spreads(e: Expr, axes: Axes, whole: frozenset[str], definitions: Mapping[st
             return axes(a) < whole or axes(b) < whole or (e.op != "mul" and any(_spreads(x, axes, whole, definitions) for x in (a, b)))
         case Call(op="div", args=(_, b)):
             return axes(b) < whole
+        case Call(op="where"):
+            return scaled(e, definitions) is not None
     return False
 
 
@@ -84,4 +87,6 @@ def _spread(e: Expr, factor: float, axes: Axes, whole: frozenset[str], definitio
             return Call("mul", (high, spread(low)))
         case Call(op="div", args=(a, b)) if axes(b) < whole:
             return Call("mul", (a, simplify_expr(Call("div", (Const(factor), b)))))
+        case Call(op="where") if (found := scaled(e, definitions)) is not None:
+            return Call("mul", (found[1], Const(found[0] * factor)))
     return simplify_expr(Call("mul", (e, Const(factor))))

@@ -17,6 +17,7 @@ from lowering.evaluate import Evaluator, Memory
 from lowering.forms import dressed
 from lowering.limits import absorbed, limits
 from lowering.plan import KernelPlan
+from lowering.scaled import scaled
 from lowering.schedule import FEW_LANES, Schedule
 from lowering.statement import plain
 from lowering.stream import OLD, Reduction, passes
@@ -28,6 +29,7 @@ from tdsl.simplify import product
 from tdsl.traced import whole
 
 _STORE_MODE = {"=": "set", "+=": "add", "max=": "max", "min=": "min"}
+_MONOTONE = tuple(name for name, d in DTYPES.items() if d.kind == "float")  # rounding a product keeps the order of its factors
 _PRODUCT = "%product"  # the accumulated dot, under the name by which its epilogue reads it
 
 
@@ -301,10 +303,14 @@ class _Tiler(Evaluator):
             new = self._new(s.target.tensor, carry.axes, carry.dtype, self.typed[carry.name])
             self.scopes[-1].ops.append(ir.Dot(new, lhs, rhs, old, self.sort(self.tile_axes(found.batch)), folded))
             return new
-        term = self._term(s, r.inner, folded, carry.dtype, identity(reduction, carry.dtype))
-        part = self.fold(s, term, tuple(a for a in folded if a not in apart), reduction, self.typed[carry.name])
+        value, factor = r.inner, 1.0
+        if reduction in ("max", "min") and not apart and not self.exact and not self.memory.compares and self.typed[carry.name][0] in _MONOTONE:
+            factor, value = scaled(r.inner, self.definitions) or (factor, value)  # the rows are fewer than what they are the maxima of
+        term = self._term(s, value, folded, carry.dtype, identity(reduction, carry.dtype))
+        part: ir.Operand = self.fold(s, term, tuple(a for a in folded if a not in apart), reduction, self.typed[carry.name])
+        part = part if factor == 1 else self.call("mul", [part, factor])
         new = self._new(REDUCTIONS[reduction].combine, carry.axes, carry.dtype, self.typed[carry.name])
-        self.scopes[-1].ops.append(ir.Elementwise(new, REDUCTIONS[reduction].combine, (old, part)))
+        self.scopes[-1].ops.append(ir.Elementwise(new, REDUCTIONS[reduction].combine, (old, self._as(part, carry))))
         return new
 
     def _guarded(self, r: Reduction, value: ir.Value, instead: ir.Operand) -> ir.Value:

@@ -82,7 +82,7 @@ def test_exponentials_are_counted() -> None:
 
 def test_special_results_are_read_off_the_table() -> None:
     counts = {op: special_results(op) for op in ("add", "where", "exp", "rsqrt", "div", "sigmoid")}
-    assert counts == {"add": 0, "where": 0, "exp": 1, "rsqrt": 1, "div": 1, "sigmoid": 1}
+    assert counts == {"add": 0, "where": 0, "exp": 1, "rsqrt": 1, "div": 1, "sigmoid": 2}  # its exponential and its quotient
     assert all(special_results(op) > 0 for op, row in OPS.items() if row.kind == "float")
 
 
