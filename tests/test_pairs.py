@@ -11,6 +11,7 @@ import torch
 
 import tdsl
 from lowering.candidates import family
+from lowering.schedule import FEW_LANES
 from lowering.state import State
 from lowering.targets import TARGETS
 
@@ -84,6 +85,16 @@ def test_values_and_gradients(name: str, sizes: tuple[int, int, int, int]) -> No
             torch.testing.assert_close(a.double(), w, rtol=1e-4, atol=1e-5 * float(w.abs().max()) + 1e-6)
 
 
+@pytest.mark.parametrize("name", ["logsumexp", "nearest", "forces"])
+def test_values_along_points_that_no_row_holds(name: str) -> None:
+    """Shorter rows of what is no matrix product are held whole, and reduced in no loop."""
+    text, reference = PROGRAMS[name]
+    generator = torch.Generator().manual_seed(0)
+    x, y, b = (0.5 * torch.randn(shape, generator=generator) for shape in ((6, 3), (4099, 3), (4099, 2)))
+    actual, expected = tdsl.function(text, backend="triton")(x, y, b), reference(x.double(), y.double(), b.double())
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-6 * float(expected.abs().max()))
+
+
 @pytest.mark.parametrize("name", ["sum", "softmax", "forces"])
 def test_no_rows_and_no_points(name: str) -> None:
     f = tdsl.function(PROGRAMS[name][0], backend="triton")
@@ -95,9 +106,11 @@ def test_no_rows_and_no_points(name: str) -> None:
 def test_lanes_without_a_number_count_for_nothing() -> None:
     """Scores of -inf fill whole lanes, and whole rows; large negative ones must not overflow where lanes meet."""
     text = "def f(a[i], c[j], v[j]) -> L[i], O[i]:\n    S[i,j] = where(j < 2 * i, a[i] - c[j], -inf)\n    L[i] = logsumexp[j](S[i,j])\n    P[i,j] = softmax[j](S[i,j])\n    O[i] += P[i,j] * v[j]"
-    a, c, v = -100.0 * torch.arange(1.0, 30.0), torch.arange(45.0) % 7, torch.arange(45.0)
-    scores = torch.where(torch.arange(45) < 2 * torch.arange(29)[:, None], a[:, None] - c, -torch.inf)
-    sums, means = tdsl.function(text, backend="triton")(a, c, v)
+    a, c, v = -100.0 * torch.arange(1.0, 30.0), torch.arange(17001.0) % 7, torch.arange(17001.0)
+    scores = torch.where(torch.arange(17001) < 2 * torch.arange(29)[:, None], a[:, None] - c, -torch.inf)
+    f = tdsl.function(text, backend="triton")
+    assert all(s.tile.axes[-1].tile <= FEW_LANES and s.tile.axes[-1].role == "loop" for s in f.lower(a, c, v, target="cuda:90").steps)
+    sums, means = f(a, c, v)
     torch.testing.assert_close(sums, scores.logsumexp(1), rtol=1e-6, atol=0)
     torch.testing.assert_close(means, scores.softmax(1) @ v, rtol=1e-4, atol=0, equal_nan=True)
 
