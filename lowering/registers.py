@@ -72,11 +72,13 @@ def pressure(kernel: ir.Kernel, target: Target) -> Pressure:
 
 def _along_lanes(kernel: ir.Kernel) -> bool:
     """Whether a loop walks the innermost axis by what a warp has of lanes, each of which carries values of its own, for rows of the grid."""
-    *_, rows, lanes = (None, *kernel.axes)
+    if len(kernel.axes) < 2:
+        return False
+    *_, rows, lanes = kernel.axes
     loops = [op for op in kernel.body if isinstance(op, ir.For) and op.axis is lanes and lanes.tile <= FEW_LANES]
     carried = any(isinstance(op, ir.Assign) and lanes.name in op.dst.axes for loop in loops for op in loop.body)
     dots = any(isinstance(op, ir.Dot) for op in ir.operations(kernel.body))
-    return carried and not dots and rows is not None and rows.role == "grid"
+    return carried and not dots and rows.role == "grid"
 
 
 def _of_lanes(kernel: ir.Kernel, target: Target) -> Pressure:
