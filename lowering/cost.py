@@ -14,8 +14,8 @@ and Patterson, "Roofline", CACM 2009.
 - Wave quantization: programs run in waves of one per SM, and the last wave is as long as a full one: the compute terms are divided by
   `share` = programs / (waves * SMs).
 - Cache: every tile that a program loads comes out of the last-level cache.
-- Memory is as fast as there are bytes on their way (Little's law): those of the loads of one step of a loop, once per stage ahead, in
-  as many programs as SMs hold. A kernel whose bytes are few takes the latency of memory.
+- Loads are as fast as there are bytes on their way (Little's law): those of one step of a loop, once per stage ahead, in as many
+  programs as SMs hold. A kernel whose bytes are few takes the latency of memory. No program waits for what it stores.
 - A loop with limits (of causal attention, say) takes the mean of its steps over the grid.
 - Memory: `compulsory_bytes` is every element that is touched, once. Programs that run together read a tile once, and what a wave reads
   twice comes from the last-level cache if all that the wave reads fits there; what a later wave reads again counts again, unless all
@@ -88,7 +88,7 @@ def predict(plan: KernelPlan, kernel: ir.Kernel, target: Target, *, compiled: bo
         "exponentials": work.exps / target.exps / share,
         "shared memory": work.shared / (_SHARED_COST * target.exps) / share,
         "cache": 0.0 if target.backend == "cpu" else work.fetched / target.cache_bandwidth,
-        "memory": work.bytes / (target.bandwidth * target.sustained_bandwidth) / fills,
+        "memory": max(work.bytes, work.waited / fills) / (target.bandwidth * target.sustained_bandwidth),
         "launch": target.launch * work.launches,
     }
     bound = max(terms, key=terms.__getitem__)
@@ -99,7 +99,7 @@ def predict(plan: KernelPlan, kernel: ir.Kernel, target: Target, *, compiled: bo
 
 
 def _fills(kernel: ir.Kernel, target: Target, work: _Work) -> float:
-    """The share of memory's rate that the bytes on their way make up."""
+    """The share of memory's rate that the loads on their way make up."""
     threads = kernel.num_warps * target.warp
     resident = min(max(1, kernel.grid_tiles), target.sms * max(1, min(target.blocks, target.threads // (2 * threads))))
     needed = target.bandwidth * target.sustained_bandwidth * _LATENCY
@@ -137,7 +137,9 @@ class _Work:
             self._count(op, times)
         written = sum(self.stored.values())
         self.compulsory = sum(self._read_once().values()) + written
-        self.bytes = self._loaded() + written + self.passed
+        loaded = self._loaded()
+        self.waited = loaded + self.passed
+        self.bytes = self.waited + written
         self.fetched = sum(round(self._tile(op) * times * kernel.grid_tiles) for op, times in self.loads)
         self.on_the_way = max(self._on_the_way(kernel.body, 1), 1)
         self.launches = 1 if compiled else max(1, self.operations)

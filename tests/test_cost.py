@@ -55,6 +55,17 @@ def test_a_large_copy_is_bound_by_memory_and_moves_each_byte_once(target: str) -
     assert found.seconds == pytest.approx(found.terms["memory"] + TARGETS[target].launch)
 
 
+@pytest.mark.parametrize("target", GPUS)
+@pytest.mark.parametrize(("given", "arg"), [("x", 1.0), ("x[j]", "fp32[16384]")])
+def test_what_only_stores_waits_for_no_loads(given: str, arg: object, target: str) -> None:
+    rows, columns = 1 << 15, 1 << 14
+    found = predicted(f"def fill({given}) -> Y[{rows},{columns}]: for i in 0:{rows}, j in 0:{columns}: Y[i,j] = {given}", arg, target=target)
+    chip = TARGETS[target]
+    stored = 4 * rows * columns / (chip.bandwidth * chip.sustained_bandwidth)
+    assert found.bound == "memory"
+    assert stored <= found.seconds - chip.launch <= 1.05 * stored
+
+
 def test_a_tiny_kernel_is_bound_by_its_launch() -> None:
     found = predicted("Y[i] = 2 * x[i]", "fp32[64]")
     assert found.bound == "launch"
