@@ -48,6 +48,7 @@ from lowering.together import together
 from lowering.torch_module import torch_module
 from lowering.triton_source import triton_source
 from lowering.walking import walking
+from lowering.weighing import Work, weighed
 from lowering.write_out import cover, write_out
 from tdsl.dtypes import WEAK, category, dtype_of, written
 from tdsl.errors import Unsupported
@@ -227,21 +228,38 @@ def plan_kernels(state: State) -> State:
         return merged(on_parts(state, plan_kernels))
     target = replace(state.target, name="c++") if state.cpp else state.target  # C++ fuses as a GPU's kernels do
     apart = state.apart | (state.control.pins(STORE) & {s.target.tensor for s in statements(state.program.body)})
-    plan = make_plan(state.program, state.shapes, {**state.dtypes, **state.stored}, target, apart, state.control.pins(RECOMPUTE))
+    given = (state.program, state.shapes, {**state.dtypes, **state.stored}, target, apart, state.control.pins(RECOMPUTE))
     if state.cpp:
-        return _for_cpp(state, plan)
+        return _for_cpp(state, make_plan(*given))
     if state.target.backend == "cpu":
-        return replace(state, plan=plan)
-    plan, shapes, parts = split_streams(plan, target)
-    plan, chunks, cut = fold_in(plan, [state.chunks is not None] * len(plan.kernels), target.sms)
+        return replace(state, plan=make_plan(*given))
+    known: dict[Work, float] = {}
+    return _in_parts(state, weighed(partial(make_plan, *given), lambda plan: _seconds(_in_parts(state, plan), known)))
+
+
+def _in_parts(state: State, plan: Plan) -> State:
+    """A plan with its long sums in parts, where they leave a GPU idle or programs that walk rows can make them on the way, and with the
+    short indices of pairs written out."""
+    plan, shapes, parts = split_streams(plan, state.target)
+    plan, chunks, cut = fold_in(plan, [state.chunks is not None] * len(plan.kernels), state.target.sms)
     parts = {**parts, **cut}
     plan = summed_together(plan, state.apart | {*parts})
     shapes = {t: plan.shapes[t] for t in (*state.shapes, *parts)}
     dtypes = {t: state.dtypes[of] for t, of in parts.items()}
-    plan, pieces, of = write_out(plan, target, {**state.dtypes, **state.stored, **dtypes}, state.input_precision)
+    plan, pieces, of = write_out(plan, state.target, {**state.dtypes, **state.stored, **dtypes}, state.input_precision)
     shapes, dtypes = {**shapes, **pieces}, {**dtypes, **{t: {**state.dtypes, **dtypes}[whole] for t, whole in of.items()}}
     stored = {t: DTYPES[dtype].compute for t, dtype in dtypes.items() if DTYPES[dtype].kind == "float"}
     return replace(state, plan=plan, shapes=shapes, dtypes={**state.dtypes, **dtypes}, stored={**state.stored, **stored}, chunks=chunks or state.chunks)
+
+
+def _seconds(state: State, known: dict[Work, float]) -> dict[Work, float]:
+    """What each kernel of a plan is predicted to take. known: what others take; grows."""
+    assert state.plan is not None
+    memory = memory_of(state)
+    for kernel in state.plan.kernels:
+        if (kernel.statements, kernel.stores) not in known:
+            known[kernel.statements, kernel.stores] = _predicted(kernel, state.target, _fitted(kernel, state, _seen(kernel, state, memory))).seconds
+    return {(kernel.statements, kernel.stores): known[kernel.statements, kernel.stores] for kernel in state.plan.kernels}
 
 
 def _for_cpp(state: State, plan: Plan) -> State:
@@ -269,33 +287,27 @@ def tile_kernels(state: State) -> State:
     assert state.plan is not None and state.inferred is not None
     exact = state.target.backend == "cpu"
     memory = memory_of(state)
-    strides = memory.strides
     made = {*state.program.inputs, *state.aliases}
     steps = []
     for kernel in state.plan.kernels:
         # The first write of a tensor sets its elements; later ones go into what stands there.
-        here = replace(memory, updated=frozenset(t for t in memory.updated if t in made))
-        shapes = state.shapes
-        if state.chunks and (seen := state.chunks.get(kernel.name)):
-            shapes = {t: seen.shape(t, shape) for t, shape in shapes.items()}
-            here = replace(here, shapes=shapes, strides={t: seen.strides(t, steps_) for t, steps_ in strides.items()})
+        here = _seen(kernel, state, replace(memory, updated=frozenset(t for t in memory.updated if t in made)))
+        shapes = here.shapes
         tiled, cpp = _in_cpp(kernel, state, here)
         if tiled is None and state.cpp and state.spread:  # torch code sees tensors as they are
             return tile_kernels(plan_kernels(normalize_part(state.spread)))
         if tiled is None and state.cpp and state.blocks and takes_blocks(kernel, state.dtypes):  # no C++ after all: products alone
             return tile_kernels(plan_kernels(replace(state, blocks=False)))
-        if tiled is None and state.cpp and shapes is not state.shapes:  # likewise: each kernel for itself
+        if tiled is None and state.cpp and kernel.name in (state.chunks or {}):  # likewise: each kernel for itself
             return tile_kernels(plan_kernels(replace(state, chunks=None)))
         if tiled is None:
-            dtypes = {**state.dtypes, **state.stored}
-            tiles = partial(_tiles, kernel, here, state.input_precision, exact=exact, walks=shapes is not state.shapes)
-            schedules = candidates(kernel, here.strides, dtypes, state.target, state.input_precision, walks=shapes is not state.shapes)
-            tiled = best_fit(map(tiles, schedules), state.target, partial(_predicted, kernel, state.target))
-            if tiled.unfit and shapes is not state.shapes:  # no room for the sums of a row: each kernel for itself
+            tiled = _fitted(kernel, state, here)
+            if tiled.unfit and _walks(kernel, state):  # no room for the sums of a row: each kernel for itself
                 return tile_kernels(plan_kernels(replace(state, chunks=None)))
             if kernel.name in state.control.schedules:
                 given = state.control.schedules[kernel.name]
-                tiled = by_hand(tiles(configured(kernel, tiled, given, exact=exact)), given, state.target)
+                tiles = _tiles(kernel, here, state.input_precision, configured(kernel, tiled, given, exact=exact), exact=exact, walks=_walks(kernel, state))
+                tiled = by_hand(tiles, given, state.target)
         allocate, direct = [], set()
         for s in kernel.statements:
             name = s.target.tensor
@@ -311,6 +323,28 @@ def tile_kernels(state: State) -> State:
             allocate.append(Allocation(name, state.shape_of(name), memory.storage(name), fill))
         steps.append(Step(tiled, tuple(allocate), frozenset(direct), cpp=cpp))
     return replace(state, steps=tuple(steps))
+
+
+def _fitted(kernel: KernelPlan, state: State, memory: Memory) -> tile_ir.Kernel:
+    """A kernel in the tiles that it gets by default."""
+    walks = _walks(kernel, state)
+    tiles = partial(_tiles, kernel, memory, state.input_precision, exact=state.target.backend == "cpu", walks=walks)
+    schedules = candidates(kernel, memory.strides, {**state.dtypes, **state.stored}, state.target, state.input_precision, walks)
+    return best_fit(map(tiles, schedules), state.target, partial(_predicted, kernel, state.target))
+
+
+def _walks(kernel: KernelPlan, state: State) -> bool:
+    """Whether programs of a GPU walk rows one by one in a kernel."""
+    return state.target.backend != "cpu" and kernel.name in (state.chunks or {})
+
+
+def _seen(kernel: KernelPlan, state: State, memory: Memory) -> Memory:
+    """What a kernel sees of its tensors."""
+    chunks = (state.chunks or {}).get(kernel.name)
+    if chunks is None:
+        return memory
+    shapes = {t: chunks.shape(t, shape) for t, shape in state.shapes.items()}
+    return replace(memory, shapes=shapes, strides={t: chunks.strides(t, steps) for t, steps in memory.strides.items()})
 
 
 def _predicted(plan: KernelPlan, target: Target, kernel: tile_ir.Kernel) -> Prediction:

@@ -9,6 +9,7 @@ from functools import cached_property
 
 from lowering.contraction import contraction
 from lowering.join import join
+from lowering.kernel_shape import walked_products
 from lowering.statement import extents, plain
 from tdsl.ir import Statement, reads
 
@@ -34,14 +35,20 @@ class _Part:
 
 
 def grouped(
-    parts: Sequence[list[Statement]], kept: set[str], recomputed: frozenset[str], apart: frozenset[str], splits: bool
+    parts: Sequence[list[Statement]],
+    kept: set[str],
+    recomputed: frozenset[str],
+    apart: frozenset[str],
+    splits: bool,
+    alone: frozenset[str] = frozenset(),
 ) -> list[list[Statement]]:
     """Parts in the order in which they run, with every join made that is legal and pays.
 
     kept: tensors that must be in memory. recomputed: those that every part makes for itself. apart: those that no other part of
-    these may wait for. splits: whether a long stream of few programs gets parts of its own later.
+    these may wait for. splits: whether a long stream of few programs gets parts of its own later. alone: products that share no kernel
+    which walks their rows or columns or makes another one.
     """
-    search = _Grouping(kept, recomputed, apart, splits)
+    search = _Grouping(kept, recomputed, apart, splits, alone)
     found = [_Part(part) for part in parts]
     while (merged := search.step(found)) is not None:
         found = merged
@@ -49,8 +56,8 @@ def grouped(
 
 
 class _Grouping:
-    def __init__(self, kept: set[str], recomputed: frozenset[str], apart: frozenset[str], splits: bool):
-        self.kept, self.recomputed, self.apart, self.splits = kept, recomputed, apart, splits
+    def __init__(self, kept: set[str], recomputed: frozenset[str], apart: frozenset[str], splits: bool, alone: frozenset[str]):
+        self.kept, self.recomputed, self.apart, self.splits, self.alone = kept, recomputed, apart, splits, alone
         # What was refused is refused again as long as neither part changes; the tuples keep the parts, and so their identities, alive.
         self.refused: set[tuple[_Part, _Part]] = set()
 
@@ -81,7 +88,7 @@ class _Grouping:
         if (producer, consumer) in self.refused:
             return None
         joined = join(producer.statements, consumer.statements, self.kept, self.recomputed, self.splits)
-        if joined is None:
+        if joined is None or self.alone & {*walked_products(joined)}:
             self.refused.add((producer, consumer))
             return None
         return _Part(joined)

@@ -28,6 +28,13 @@ def grid_of(part: Sequence[Statement]) -> tuple[str, ...]:
     return tuple(i for i in free_indices(part[-1].target) if i in shared)
 
 
+def walked_products(part: Sequence[Statement]) -> tuple[str, ...]:
+    """The products of matrices whose rows and columns are not all on the grid of a part, or that share it with another product."""
+    found = [s for s in part if contraction(s) is not None]
+    grid = set(grid_of(part))
+    return tuple(s.target.tensor for s in found if len(found) > 1 or not set(free_indices(s.target)) <= grid)
+
+
 @dataclass(frozen=True, slots=True)
 class KernelShape:
     """How a kernel walks its indices: `grid` in parallel, `stream` by a loop that all of its reductions over them share,

@@ -98,11 +98,13 @@ def plan(
     target: Target,
     apart: frozenset[str] = frozenset(),
     pinned: frozenset[str] = frozenset(),
+    alone: frozenset[str] = frozenset(),
 ) -> Plan:
     """Groups the statements of a normalised program into kernels. shapes and dtypes: of every tensor, by name.
 
     apart: partial results, which other programs wait for: their statements end a kernel. pinned: intermediates that a user wants made
-    again in whatever reads them; ArgumentError where one cannot be.
+    again in whatever reads them; ArgumentError where one cannot be. alone: products that join no kernel which walks their rows or columns
+    or makes another product.
     """
     body = list(statements(program.body))
     kept = _kept(program, body)
@@ -118,7 +120,7 @@ def plan(
         why = next((c.reason for c in choices if c.subject == name), "it is compared for equality, or several statements write it")
         raise ArgumentError(f"{name} cannot be made again in what reads it: {why}", help=f'leave {name} out, or pin it to be stored: "store"')
     splits = target.backend in ("cuda", "hip")
-    parts = grouped(parts, kept, recomputed, apart, splits)
+    parts = grouped(parts, kept, recomputed, apart, splits, alone)
     kernels = []
     for n, part in enumerate(parts):
         later = {a.tensor for other in parts[n + 1 :] for s in other for a in reads(s)}

@@ -266,7 +266,7 @@ def fits(kernel: ir.Kernel, target: Target) -> bool:
 def excess(kernel: ir.Kernel, target: Target) -> str:
     """What a kernel's tiles take too much of, in words; "" where they fit."""
     found = pressure(kernel, target)
-    most = _HELD_VECTOR if found.operands else _HELD.get(target.name, _HELD_ELSE)
+    most: float = _HELD_VECTOR if found.operands else _HELD.get(target.name, _HELD_ELSE)
     share = min(1.0, target.registers_sm / (kernel.num_warps * target.warp * target.registers_thread))
     if any(isinstance(op, ir.For) and op.ahead for op in kernel.body):
         most = min(_HELD_WALKING.get(target.name, 144) / share, _WALKING * target.registers_thread)

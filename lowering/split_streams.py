@@ -38,6 +38,10 @@ ALIGNED = 128
 COLUMNS = 64
 # Rows of a program of a streaming kernel with matrix products, where the chip is not full.
 ROWS = 64
+# Programs per multiprocessor that have as many bytes on their way as memory has room for: a tile or two of 8 KiB each.
+FILL = 2
+# What the masks of uneven parts are taken to cost.
+MASKS = 1.05
 # What a split must win, as a share of the time without it.
 WIN = 0.9
 
@@ -99,7 +103,7 @@ def _weigh(kernel: KernelPlan, members: Sequence[Reduction], plan: Plan, target:
     width = 1 if found else _side_by_side(kernel, plan)
     programs = -(-math.prod(size[i] for i in batch) // width) * -(-height // min(ROWS, max(DOT_MIN, power_of_two(height))))
     stream = _stream(kernel)
-    most = min(2 * target.sms // max(1, programs), math.prod(size[i] for i in stream) // (PART_DOT if found else PART // width))
+    most = min(FILL * target.sms // max(1, programs), math.prod(size[i] for i in stream) // (PART_DOT if found else PART // width))
     if most < 2 or programs == 0:
         return None, None
     # An outer index is cut where it is long enough: what lies side by side in memory stays in one part.
@@ -110,14 +114,16 @@ def _weigh(kernel: KernelPlan, members: Sequence[Reduction], plan: Plan, target:
     moving = kernel.bytes / (target.bandwidth * target.sustained_bandwidth)
     state = sum(4 * math.prod(n for i, n in extents(r.statement).items() if i not in r.statement.reduced) for r in members)
 
+    most_busy = FILL * target.sms
+
     def seconds(parts: int) -> float:
         busy = programs * parts
         share = busy / (math.ceil(busy / target.sms) * target.sms)
         merge = target.launch + 2 * parts * state / target.bandwidth if parts > 1 else 0.0
-        return max(working / share, moving / min(1.0, 2 * busy / target.sms)) + target.launch + merge
+        return max(working / share, moving / min(1.0, busy / most_busy)) + target.launch + merge
 
     candidates = [n for n in range(2, most + 1) if n & (n - 1) == 0 or n == most or size[index] % n == 0]
-    best = min(candidates, key=lambda n: (seconds(n), n))
+    best = min(candidates, key=lambda n: (seconds(n) * (1.0 if size[index] % n == 0 else MASKS), n))
     costs = (("in one part", seconds(1)), (f"in {best} parts", seconds(best)))
     if seconds(best) > WIN * seconds(1):
         return None, Choice(kernel.name, f"{index} in one part", costs, "parts would not be faster")

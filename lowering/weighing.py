@@ -1,0 +1,49 @@
+"""Products of matrices that share a kernel with what reads them, against the same as kernels of their own, by the cost model.
+
+    Z[n,o] += X[n,i] * W[o,i];  s[o] += f(Z[n,o])     one kernel walks n and makes Z tile by tile: programs for o alone, operands read
+                                                      again for each, and Z twice if it is stored too
+    -->  Z[n,o] += X[n,i] * W[o,i]  |  s[o] += f(Z[n,o])     or a product with all rows and columns on its grid, then a pass over memory
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from lowering.kernel_shape import walked_products
+from lowering.plan import Plan
+from lowering.recompute import Choice
+from tdsl.ir import Statement
+
+# What taking them apart must win, as a share of the time together: predictions are not exact, and what is not stored takes no memory.
+WIN = 0.9
+
+
+Work = tuple[tuple[Statement, ...], tuple[str, ...]]  # the statements of a kernel and what it stores
+
+
+def weighed(planned: Callable[[frozenset[str]], Plan], seconds: Callable[[Plan], Mapping[Work, float]]) -> Plan:
+    """The plan that is predicted to take the least time. planned: the plan in which some products share no kernel that walks them or makes
+    another one; they may still have an epilogue. seconds: what each kernel of a plan is predicted to take."""
+    alone: frozenset[str] = frozenset()
+    best = planned(alone)
+    choices: list[Choice] = []
+    while (name := next((t for t in _shared(best) if all(t != c.subject for c in choices)), None)) is not None:
+        other = planned(alone | {name})
+        before, after = seconds(best), seconds(other)
+        together, apart = (sum(a[work] for work in a.keys() - b.keys()) for a, b in ((before, after), (after, before)))
+        if apart < WIN * together:
+            best, alone = other, alone | {name}
+        chosen = "a kernel of its own" if name in alone else "with what shares its kernel"
+        reason = "the faster" if (name in alone) == (apart < together) else "not much slower, and nothing between kernels"
+        choices.append(Choice(name, chosen, (("together", together), ("by itself", apart)), reason))
+    return replace(best, choices=(*best.choices, *choices))
+
+
+def _shared(plan: Plan) -> list[str]:
+    """Products that joined a kernel which walks their rows or columns, or has another product; not what kernels make again anyway."""
+    found = []
+    for kernel in plan.kernels:
+        own = [s.target.tensor for s in kernel.statements if s.target.tensor not in plan.recomputed]
+        found += [t for t in walked_products(kernel.statements) if t in own and len(own) > 1]
+    return found
