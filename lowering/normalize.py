@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from lowering.indirect import direct
+from lowering.nested_sums import nested_sums
 from lowering.statement import extents, inlined
 from tdsl.affine import linear
 from tdsl.errors import Unsupported
@@ -43,6 +44,8 @@ from tdsl.traced import whole
 CHEAP = 3.0
 # Products of many factors with fewer points stay one loop nest.
 CONTRACTED = 4096
+# How many times the multiply-adds of a loop nest pairs may take where they are products of matrices, whose sides have SIDE elements or more.
+MATRICES, SIDE = 1.25, 16
 
 
 def normalize(program: Program, dtypes: Mapping[str, str], *, fuses: bool, stored: frozenset[str] = frozenset()) -> Program:
@@ -54,7 +57,7 @@ def normalize(program: Program, dtypes: Mapping[str, str], *, fuses: bool, store
     Raises Unsupported for ordered and ragged loops.
     """
     body = tuple(integer_sum(forwards(unused_range(from_zero(s))), dtypes) for s in checked(program))
-    body = tuple(statements(direct(replace(program, body=body)).body))
+    body = tuple(statements(nested_sums(direct(replace(program, body=body))).body))
     program = replace(program, body=tuple(part for s in body for part in contraction_order(s, body)))
     return drop_dead(merge_same(inline(program, fuses=fuses, stored=stored)))
 
@@ -177,7 +180,8 @@ def names_of(body: tuple[Statement, ...]) -> set[str]:
 
 
 def cheapest(s: Statement, operands: Sequence[Operand]) -> Path | None:
-    """The pairwise order of the fewest multiply-adds; None where no order has fewer than the loop nest of `s` itself."""
+    """The pairwise order of the fewest multiply-adds; None where none has fewer than the loop nest of `s` itself, nor about as many as that
+    where its first pair is a product of matrices, which tensor cores multiply."""
     import opt_einsum
 
     size = extents(s)
@@ -188,8 +192,21 @@ def cheapest(s: Statement, operands: Sequence[Operand]) -> Path | None:
     shapes = [tuple(size[i] for i in sorted(key)) for key, _ in operands]
     path, _ = opt_einsum.contract_path(equation, *shapes, shapes=True, optimize="auto")
     found = tuple(tuple(int(p) for p in positions) for positions in path)
-    work = sum(math.prod(size[i] for i in part.indices) for part in pairwise(s, operands, found, set()))
-    return found if work < math.prod(size.values()) else None
+    parts = pairwise(s, operands, found, set())
+    work = sum(math.prod(size[i] for i in part.indices) for part in parts)
+    few = sum(bool({*s.reduced} & key) for key, _ in operands) < 3  # a product of two with a factor of its result is one already
+    nest = math.prod(size.values()) * (MATRICES if not few and _multiplies(parts[0]) else 1.0)
+    return found if work < nest else None
+
+
+def _multiplies(s: Statement) -> bool:
+    """Whether a sum over a product of two is a product of matrices, of which no side is too narrow for tiles."""
+    size, reduced = extents(s), {*s.reduced}
+    keys = [key for key, _ in groups(factors(s.value))]
+    if s.op != "+=" or len(keys) != 2 or not reduced or not reduced <= keys[0] & keys[1]:
+        return False
+    sides = (reduced, keys[0] - keys[1], keys[1] - keys[0])
+    return all(math.prod(size[i] for i in side) >= SIDE for side in sides if side) and all(sides)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
