@@ -31,6 +31,7 @@ from lowering.evaluate import Memory
 from lowering.fold import fold_in
 from lowering.indirect import places_of_products, wide_sums
 from lowering.normalize import normalize
+from lowering.operands import stored_operands
 from lowering.plan import KernelPlan, Plan
 from lowering.plan import plan as make_plan
 from lowering.products import split_products
@@ -186,6 +187,16 @@ def normalize_part(state: State) -> State:
     dtypes = {**state.dtypes, **{new: state.dtypes[old] for new, old in sums.items()}}
     program = normalize(program, dtypes, fuses=on_gpu or state.cpp, stored=state.control.pins(STORE))
     split = Split(2 * state.target.sms, passes=False) if on_gpu else CPU_SPLIT if state.cpp else None
+    finished = partial(_finished, state, shapes=shapes, dtypes=dtypes, sums=sums, split=split)
+    known: dict[Work, float] = {}
+    return stored_operands(program, finished, lambda s: _seconds(plan_kernels(s), known)) if on_gpu else finished(program)
+
+
+def _finished(
+    state: State, program: Program, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str], sums: Mapping[str, str], split: Split | None
+) -> State:
+    """A normalised program with its long reductions in parts, and the shapes and dtypes of what that introduced."""
+    shapes, dtypes = dict(shapes), dict(dtypes)
     program, apart = split_reductions(program, split) if split else (program, frozenset())
     assert state.inferred is not None
     for s in statements(program.body):

@@ -1,6 +1,6 @@
 """How long a kernel takes at best: the roofline of its plan and tiles on a chip.
 
-    seconds = max(tensor cores, shared memory, arithmetic, exponentials, cache, memory) + launch
+    seconds = max(tensor cores, operands, shared memory, arithmetic, exponentials, cache, memory) + launch
 
 Each term is work over the rate that large problems sustain (`Target.sustained_flops`, `sustained_bandwidth`), as in Williams, Waterman
 and Patterson, "Roofline", CACM 2009.
@@ -9,6 +9,8 @@ and Patterson, "Roofline", CACM 2009.
   on tensor cores; other dots and everything elementwise on the vector units, where `Op.cost` counts instructions that take the place of
   two FLOPs. Exponentials, logarithms, roots and divisions take one result each of the special-function units.
   Products of 16-bit tiles below the rows of a warp group run at _MMA_SHARE of the tensor cores' rate where there are warp groups.
+- Operands: where rows and columns of a product are on the grid, the tensor cores wait for what makes an operand in their own loop: all
+  warps of a program make it, and then multiply it.
 - Shared memory: what the tensor cores read of it, 128 bytes per clock and SM. A warp group reads its rows and all columns; warps that
   run by themselves share rows and columns by two. Products on the vector units issue a load for every four values of their operands.
 - Wave quantization: programs run in waves of one per SM, and the last wave is as long as a full one: the compute terms are divided by
@@ -56,8 +58,8 @@ _PASSES = {"tf32": 1, "tf32x3": 3, "bf16x3": 3, "bf16x6": 6}
 class Prediction:
     """What the roofline says of one kernel.
 
-    seconds: of one launch. bound: the term that decides: "tensor cores", "shared memory", "arithmetic", "exponentials", "cache",
-    "memory" or "launch".
+    seconds: of one launch. bound: the term that decides: "tensor cores", "operands", "shared memory", "arithmetic", "exponentials",
+    "cache", "memory" or "launch".
     flops: of the plan, without recomputation and padding. bytes: moved from and to memory. compulsory_bytes: each touched element once.
     exps: results of the special-function units. share: of the chip, busy averaged over the waves. least: seconds that
     no tiles can undercut: tensor cores and exponentials with no SM idle, each byte once. terms: seconds by bound.
@@ -82,8 +84,11 @@ def predict(plan: KernelPlan, kernel: ir.Kernel, target: Target, *, compiled: bo
     share = 1.0 if target.backend == "cpu" or not programs else programs / (math.ceil(programs / target.sms) * target.sms)
     fills = 1.0 if target.backend == "cpu" else _fills(kernel, target, work)
     peak = {name: rate * target.sustained_flops for name, rate in target.flops.items()}
+    multiplying = sum(work.tensor[name] / peak[name] for name in work.tensor) / share
+    making = (sum(work.beside[name] / peak[name] for name in work.beside) + work.beside_exps / target.exps) / share
     terms = {
-        "tensor cores": sum(work.tensor[name] / peak[name] for name in work.tensor) / share,
+        "tensor cores": multiplying,
+        "operands": multiplying + making if making else 0.0,
         "arithmetic": sum(work.vector[name] / peak[name] for name in work.vector) / share,
         "exponentials": work.exps / target.exps / share,
         "shared memory": work.shared / (_SHARED_COST * target.exps) / share,
@@ -104,6 +109,17 @@ def _fills(kernel: ir.Kernel, target: Target, work: _Work) -> float:
     resident = min(max(1, kernel.grid_tiles), target.sms * max(1, min(target.blocks, target.threads // (2 * threads))))
     needed = target.bandwidth * target.sustained_bandwidth * _LATENCY
     return min(1.0, max(1, resident * work.on_the_way) / needed)
+
+
+def _feeding(kernel: ir.Kernel) -> set[str]:
+    """What is made in loops of products of which rows and columns are on the grid."""
+    loops = [op for op in ir.operations(kernel.body) if isinstance(op, ir.For)]
+    found: set[str] = set()
+    for loop in loops:
+        dots = [op for op in loop.body if isinstance(op, ir.Dot)]
+        if dots and all(kernel.axis(a).role == "grid" for dot in dots for a in dot.dst.axes):
+            found |= {op.dst.name for op in loop.body if isinstance(op, ir.Elementwise)}
+    return found
 
 
 def special_results(op: str) -> int:
@@ -128,6 +144,9 @@ class _Work:
         self.tensor: Counter[str] = Counter()
         self.vector: Counter[str] = Counter()
         self.exps = 0
+        self.beside: Counter[str] = Counter()
+        self.beside_exps = 0
+        self.feeding = _feeding(kernel)
         self.operations = 0
         self.passed = 0
         self.shared = 0
@@ -169,7 +188,11 @@ class _Work:
                 points = total * self._elements(op.dst)
                 self.exps += special * points
                 cost = OPS[op.op].cost
-                self.vector[_class(op.dst.dtype)] += int(2 * points * (max(1.0, cost - _SPECIAL_COST * special) if special else cost))
+                work = int(2 * points * (max(1.0, cost - _SPECIAL_COST * special) if special else cost))
+                self.vector[_class(op.dst.dtype)] += work
+                if op.dst.name in self.feeding:
+                    self.beside[_class(op.dst.dtype)] += work
+                    self.beside_exps += special * points
             case ir.Fold():
                 self.along[op.dst.name] = self.along.get(op.src.name, frozenset())
                 self.vector[_class(op.src.dtype)] += 2 * total * self._elements(op.src)

@@ -30,14 +30,18 @@ def weighed(planned: Callable[[frozenset[str]], Plan], seconds: Callable[[Plan],
     choices: list[Choice] = []
     while (name := next((t for t in _shared(best) if all(t != c.subject for c in choices)), None)) is not None:
         other = planned(alone | {name})
-        before, after = seconds(best), seconds(other)
-        together, apart = (sum(a[work] for work in a.keys() - b.keys()) for a, b in ((before, after), (after, before)))
-        if apart < WIN * together:
+        together, by_itself = apart(seconds(best), seconds(other))
+        if by_itself < WIN * together:
             best, alone = other, alone | {name}
         chosen = "a kernel of its own" if name in alone else "with what shares its kernel"
-        reason = "the faster" if (name in alone) == (apart < together) else "not much slower, and nothing between kernels"
-        choices.append(Choice(name, chosen, (("together", together), ("by itself", apart)), reason))
+        reason = "the faster" if (name in alone) == (by_itself < together) else "not much slower, and nothing between kernels"
+        choices.append(Choice(name, chosen, (("together", together), ("by itself", by_itself)), reason))
     return replace(best, choices=(*best.choices, *choices))
+
+
+def apart(a: Mapping[Work, float], b: Mapping[Work, float]) -> tuple[float, float]:
+    """The seconds of the kernels of either plan that the other one has not."""
+    return sum(a[work] for work in a.keys() - b.keys()), sum(b[work] for work in b.keys() - a.keys())
 
 
 def _shared(plan: Plan) -> list[str]:

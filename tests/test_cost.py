@@ -138,3 +138,13 @@ def test_nothing_to_do_is_predicted_too(target: str) -> None:
     found = predicted(MATMUL, "fp32[0,8]", "fp32[8,16]", target=target)
     assert found.flops == 0
     assert 0 < found.seconds < 1e-3
+
+
+def test_tensor_cores_wait_for_what_makes_their_operands() -> None:
+    """One product makes an operand, the other loads it; rows and columns are on the grid of both. That of attention lies along its stream."""
+    made, plain = (
+        predicted(f"Y[n,o] += {value} * W[o,i]", "bf16[1024,1024]", "bf16[1024,1024]") for value in ("sin(X[n,i] + sin(X[n,i]))", "X[n,i]")
+    )
+    assert plain.terms["operands"] == 0
+    assert made.terms["operands"] > made.terms["tensor cores"] + 0.8 * made.terms["exponentials"] > 1.5 * made.terms["tensor cores"]
+    assert made.seconds >= made.terms["operands"]
