@@ -85,7 +85,7 @@ def predict(plan: KernelPlan, kernel: ir.Kernel, target: Target, *, compiled: bo
     fills = 1.0 if target.backend == "cpu" else _fills(kernel, target, work)
     peak = {name: rate * target.sustained_flops for name, rate in target.flops.items()}
     multiplying = sum(work.tensor[name] / peak[name] for name in work.tensor) / share
-    making = (sum(work.beside[name] / peak[name] for name in work.beside) + work.beside_exps / target.exps) / share
+    making = max(sum(work.beside[name] / peak[name] for name in work.beside), work.beside_exps / target.exps) / share
     terms = {
         "tensor cores": multiplying,
         "operands": multiplying + making if making else 0.0,
