@@ -251,7 +251,7 @@ def plan_kernels(state: State) -> State:
 def _in_parts(state: State, plan: Plan) -> State:
     """A plan with its long sums in parts, where they leave a GPU idle or programs that walk rows can make them on the way, and with the
     short indices of pairs written out."""
-    plan, shapes, parts = split_streams(plan, state.target)
+    plan, shapes, parts = split_streams(plan, state.target, state.apart)
     plan, chunks, cut = fold_in(plan, [state.chunks is not None] * len(plan.kernels), state.target.sms)
     parts = {**parts, **cut}
     plan = summed_together(plan, state.apart | {*parts})

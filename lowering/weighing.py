@@ -13,10 +13,13 @@ from dataclasses import replace
 from lowering.kernel_shape import walked_products
 from lowering.plan import Plan
 from lowering.recompute import Choice
+from lowering.statement import tensor_bytes
 from tdsl.ir import Statement
 
 # What taking them apart must win, as a share of the time together: predictions are not exact, and what is not stored takes no memory.
 WIN = 0.9
+# How many times as much arithmetic a plan may have that is weighed.
+MORE = 1.25
 
 
 Work = tuple[tuple[Statement, ...], tuple[str, ...]]  # the statements of a kernel and what it stores
@@ -28,8 +31,13 @@ def weighed(planned: Callable[[frozenset[str]], Plan], seconds: Callable[[Plan],
     alone: frozenset[str] = frozenset()
     best = planned(alone)
     choices: list[Choice] = []
-    while (name := next((t for t in _shared(best) if all(t != c.subject for c in choices)), None)) is not None:
+    seen: set[str] = set()
+    most = _outside(best)
+    while (name := next((t for t in _shared(best) if t not in seen), None)) is not None:
+        seen.add(name)
         other = planned(alone | {name})
+        if sum(other.memory.values()) - sum(best.memory.values()) > most or _flops(other) > MORE * _flops(best):
+            continue  # memory is not the price of time, and what makes more products again is not worth a look
         together, by_itself = apart(seconds(best), seconds(other))
         if by_itself < WIN * together:
             best, alone = other, alone | {name}
@@ -39,6 +47,15 @@ def weighed(planned: Callable[[frozenset[str]], Plan], seconds: Callable[[Plan],
     return replace(best, choices=(*best.choices, *choices))
 
 
+def _flops(plan: Plan) -> int:
+    return sum(k.flops for k in plan.kernels)
+
+
+def _outside(plan: Plan) -> int:
+    """Bytes of all inputs and outputs together."""
+    return sum(tensor_bytes(plan.shapes[t], plan.dtypes[t]) for t in {*plan.program.inputs, *plan.program.results} if t in plan.shapes)
+
+
 def apart(a: Mapping[Work, float], b: Mapping[Work, float]) -> tuple[float, float]:
     """The seconds of the kernels of either plan that the other one has not."""
     return sum(a[work] for work in a.keys() - b.keys()), sum(b[work] for work in b.keys() - a.keys())
@@ -46,7 +63,7 @@ def apart(a: Mapping[Work, float], b: Mapping[Work, float]) -> tuple[float, floa
 
 def _shared(plan: Plan) -> list[str]:
     """Products that joined a kernel which walks their rows or columns, or has another product; not what kernels make again anyway."""
-    found = []
+    found: list[str] = []
     for kernel in plan.kernels:
         own = [s.target.tensor for s in kernel.statements if s.target.tensor not in plan.recomputed]
         found += [t for t in walked_products(kernel.statements) if t in own and len(own) > 1]

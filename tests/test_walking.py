@@ -116,3 +116,10 @@ def test_small_sums_are_one_kernel() -> None:
     twice = lowered(tdsl.function("s[c] += X[n,c,h]\nq[c] += (X[n,c,h] - s[c]) ** 2"), ("fp32[32,64,3136]",), "cuda:90")[0].state
     assert twice.plan is not None
     assert [k.writes for k in twice.plan.kernels if k.flops < 1e5] in ([("s",), ("q",)], [("s", "q")])
+
+
+def test_batch_and_sequence() -> None:
+    """Rows over two dimensions are rows."""
+    text = PROGRAMS_OF["layer_norm"].replace("n,c", "a,n,c").replace("m[n]", "m[a,n]").replace("v[n]", "v[a,n]")
+    walk, _ = backward(text, "fp32[8,512,1024]", "fp32[1024]", "fp32[1024]").steps
+    assert walks(walk.tile)
