@@ -124,7 +124,8 @@ def _statement(s: Statement, dims: Mapping[str, int]) -> Statement:
         if (x.name, y.name) not in names:
             names[x.name, y.name] = fresh_name(f"{x.name}_{y.name}", taken)
             taken.add(names[x.name, y.name])
-        return replace(e, subscripts=(*e.subscripts[:d], Index(names[x.name, y.name]), *e.subscripts[d + 2 :]))
+        before, after = (tuple(visit(x) for x in part) for part in (e.subscripts[:d], e.subscripts[d + 2 :]))
+        return replace(e, subscripts=(*before, Index(names[x.name, y.name]), *after))
 
     target, value = visit(s.target), visit(s.value)
     assert isinstance(target, Access)

@@ -60,6 +60,14 @@ def test_left_apart(text: str, shapes: Mapping[str, tuple[int, ...]], strides: S
     assert collapsed(text, strides, **shapes)[1].items() >= shapes.items()
 
 
+def test_inside_of_a_computed_place() -> None:
+    """`X[a,t,ids[a,t]]`: both tensors, one inside the other."""
+    program = tdsl.function("s += X[a,t,ids[a,t]]").program
+    found = infer(program, {"X": Spec((2, 3, 5), "float32"), "ids": Spec((2, 3), "int64")})
+    made = collapse(tuple(statements(resolve(program, found).body)), found.shapes, {})
+    assert [print_statement(s) for s in made.body] == ["for a_t in 0:6:  s += X[a_t,ids[a_t]]"]
+
+
 def test_fixed_tensors_stay() -> None:
     assert collapsed("s[c] += X[a,t,c]", fixed=("X",), X=(2, 3, 5))[1]["X"] == (2, 3, 5)
 
