@@ -269,7 +269,7 @@ def _seconds(state: State, known: dict[Work, float]) -> dict[Work, float]:
     memory = memory_of(state)
     for kernel in state.plan.kernels:
         if (kernel.statements, kernel.stores) not in known:
-            known[kernel.statements, kernel.stores] = _predicted(kernel, state.target, _fitted(kernel, state, _seen(kernel, state, memory))).seconds
+            known[kernel.statements, kernel.stores] = _predicted(kernel, state.target, _fitted(kernel, state, seen_by(kernel, state, memory))).seconds
     return {(kernel.statements, kernel.stores): known[kernel.statements, kernel.stores] for kernel in state.plan.kernels}
 
 
@@ -302,7 +302,7 @@ def tile_kernels(state: State) -> State:
     steps = []
     for kernel in state.plan.kernels:
         # The first write of a tensor sets its elements; later ones go into what stands there.
-        here = _seen(kernel, state, replace(memory, updated=frozenset(t for t in memory.updated if t in made)))
+        here = seen_by(kernel, state, replace(memory, updated=frozenset(t for t in memory.updated if t in made)))
         shapes = here.shapes
         tiled, cpp = _in_cpp(kernel, state, here)
         if tiled is None and state.cpp and state.spread:  # torch code sees tensors as they are
@@ -313,11 +313,11 @@ def tile_kernels(state: State) -> State:
             return tile_kernels(plan_kernels(replace(state, chunks=None)))
         if tiled is None:
             tiled = _fitted(kernel, state, here)
-            if tiled.unfit and _walks(kernel, state):  # no room for the sums of a row: each kernel for itself
+            if tiled.unfit and walks_rows(kernel, state):  # no room for the sums of a row: each kernel for itself
                 return tile_kernels(plan_kernels(replace(state, chunks=None)))
             if kernel.name in state.control.schedules:
                 given = state.control.schedules[kernel.name]
-                tiles = _tiles(kernel, here, state.input_precision, configured(kernel, tiled, given, exact=exact), exact=exact, walks=_walks(kernel, state))
+                tiles = tiles_of(kernel, here, state.input_precision, configured(kernel, tiled, given, exact=exact), exact=exact, walks=walks_rows(kernel, state))
                 tiled = by_hand(tiles, given, state.target)
         allocate, direct = [], set()
         for s in kernel.statements:
@@ -338,18 +338,18 @@ def tile_kernels(state: State) -> State:
 
 def _fitted(kernel: KernelPlan, state: State, memory: Memory) -> tile_ir.Kernel:
     """A kernel in the tiles that it gets by default."""
-    walks = _walks(kernel, state)
-    tiles = partial(_tiles, kernel, memory, state.input_precision, exact=state.target.backend == "cpu", walks=walks)
+    walks = walks_rows(kernel, state)
+    tiles = partial(tiles_of, kernel, memory, state.input_precision, exact=state.target.backend == "cpu", walks=walks)
     schedules = candidates(kernel, memory.strides, {**state.dtypes, **state.stored}, state.target, state.input_precision, walks)
     return best_fit(map(tiles, schedules), state.target, partial(_predicted, kernel, state.target))
 
 
-def _walks(kernel: KernelPlan, state: State) -> bool:
+def walks_rows(kernel: KernelPlan, state: State) -> bool:
     """Whether programs of a GPU walk rows one by one in a kernel."""
     return state.target.backend != "cpu" and kernel.name in (state.chunks or {})
 
 
-def _seen(kernel: KernelPlan, state: State, memory: Memory) -> Memory:
+def seen_by(kernel: KernelPlan, state: State, memory: Memory) -> Memory:
     """What a kernel sees of its tensors."""
     chunks = (state.chunks or {}).get(kernel.name)
     if chunks is None:
@@ -393,7 +393,7 @@ def _of_numbers(state: State) -> frozenset[str]:
     return state.inferred.weak | made
 
 
-def _tiles(kernel: KernelPlan, memory: Memory, precision: str, schedule: Schedule, *, exact: bool, walks: bool) -> tile_ir.Kernel:
+def tiles_of(kernel: KernelPlan, memory: Memory, precision: str, schedule: Schedule, *, exact: bool, walks: bool) -> tile_ir.Kernel:
     made = tile(kernel, schedule, memory, exact=exact)
     return replace(walking(made) if walks else made, input_precision=precision)
 

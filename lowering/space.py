@@ -20,9 +20,8 @@ from itertools import product
 from lowering import tile_ir as ir
 from lowering.candidates import candidates, family
 from lowering.choice import best_fit, forms, told
-from lowering.compiler import memory_of
+from lowering.compiler import memory_of, seen_by, tiles_of, walks_rows
 from lowering.cost import predict
-from lowering.evaluate import Memory
 from lowering.forms import dressed, schedule_of
 from lowering.pairs import ROWS, pair_rows, pair_schedule
 from lowering.plan import KernelPlan
@@ -45,7 +44,7 @@ from lowering.schedule import (
 from lowering.state import Part, State, leaves
 from lowering.statement import power_of_two
 from lowering.targets import Target
-from lowering.tiling import tile
+from lowering.walking import walking_schedules
 
 _SIDES = (16, 32, 64, 128, 256)
 _SUMS = (16, 32, 64, 128)
@@ -55,25 +54,27 @@ Tile = Callable[[Schedule], ir.Kernel]
 
 
 def space(
-    kernel: KernelPlan, strides: Strides, dtypes: Dtypes, target: Target, make: Tile, precision: str = "ieee"
+    kernel: KernelPlan, strides: Strides, dtypes: Dtypes, target: Target, make: Tile, precision: str = "ieee", walks: bool = False
 ) -> Iterator[tuple[Schedule, ir.Kernel]]:
     """Every legal configuration of a kernel with its tile IR, the default first, none twice. make: the tile IR of a schedule.
 
-    The other arguments are those of `schedule.candidates`.
+    The other arguments are those of `candidates.candidates`.
     """
     made: dict[object, ir.Kernel] = {}
 
     def tiled(schedule: Schedule) -> ir.Kernel:
         """What differs in launch and form alone is tiled once."""
-        if schedule.axes not in made:
-            made[schedule.axes] = make(schedule)
+        key = (schedule.axes, schedule.num_stages if walks else 0)
+        if key not in made:
+            made[key] = make(schedule)
         launch = {name: getattr(schedule, name) for name in ("num_warps", "num_stages", "group")}
-        return dressed(replace(made[schedule.axes], **launch), schedule)
+        return dressed(replace(made[key], **launch), schedule)
 
-    default = best_fit(map(tiled, candidates(kernel, strides, dtypes, target, precision)), target, lambda k: predict(kernel, k, target))
+    default = best_fit(map(tiled, candidates(kernel, strides, dtypes, target, precision, walks)), target, lambda k: predict(kernel, k, target))
     seen = {schedule_of(default)}
     yield schedule_of(default), default
-    for schedule in _schedules(kernel, strides, dtypes, target, precision):
+    every = walking_schedules(kernel, dtypes, target) if walks else _schedules(kernel, strides, dtypes, target, precision)
+    for schedule in every:
         plain = tiled(schedule)
         if target.backend != "cpu" and not fits(plain, target):
             continue
@@ -91,13 +92,11 @@ def spaces(state: State) -> Iterator[tuple[KernelPlan, Iterator[tuple[Schedule, 
         memory, made = memory_of(state), set(state.program.inputs)
         dtypes = {**state.dtypes, **state.stored}
         for kernel in state.plan.kernels:
-            here = replace(memory, updated=frozenset(t for t in memory.updated if t in made))
-            yield kernel, space(kernel, memory.strides, dtypes, state.target, partial(_tile, kernel, here, state), state.input_precision)
+            here = seen_by(kernel, state, replace(memory, updated=frozenset(t for t in memory.updated if t in made)))
+            walks = walks_rows(kernel, state)
+            make = partial(tiles_of, kernel, here, state.input_precision, exact=state.target.backend == "cpu", walks=walks)
+            yield kernel, space(kernel, here.strides, dtypes, state.target, make, state.input_precision, walks)
             made |= set(kernel.stores)
-
-
-def _tile(kernel: KernelPlan, memory: Memory, state: State, schedule: Schedule) -> ir.Kernel:
-    return replace(tile(kernel, schedule, memory, exact=state.target.backend == "cpu"), input_precision=state.input_precision)
 
 
 def _schedules(kernel: KernelPlan, strides: Strides, dtypes: Dtypes, target: Target, precision: str) -> Iterator[Schedule]:
