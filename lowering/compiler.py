@@ -13,46 +13,38 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
-from lowering import tile_ir
 from lowering.beside import beside
-from lowering.candidates import candidates
-from lowering.choice import best_fit, by_hand
+from lowering.choice import by_hand
 from lowering.collapse import collapse
-from lowering.compared import compared_values, respelled, rounds_between
 from lowering.configured import configured
 from lowering.contraction import contraction
 from lowering.control import RECOMPUTE, STORE, Control, saving_name
-from lowering.cost import Prediction, predict
-from lowering.cpp_schedule import CPU_SPLIT, PARALLEL, block_schedule, cpp_schedule, only_sums, takes_blocks, takes_cpp
-from lowering.cpp_source import CppKernel, cpp_source
+from lowering.cpp_schedule import CPU_SPLIT, takes_blocks, takes_cpp
 from lowering.divide import divide, merged, on_parts, trimmed
 from lowering.edited import edited
-from lowering.evaluate import Memory
+from lowering.fitting import fitted, in_cpp, memory_of, predicted, seen_by, tiles_of, walks_rows
 from lowering.fold import fold_in
 from lowering.indirect import places_of_products, wide_sums
 from lowering.normalize import normalize
 from lowering.operands import stored_operands
-from lowering.plan import KernelPlan, Plan
+from lowering.plan import Plan
 from lowering.plan import plan as make_plan
 from lowering.products import split_products
 from lowering.proofs import proved
 from lowering.ragged import Limits, masked
-from lowering.schedule import Schedule
 from lowering.split import Split, split_reductions
 from lowering.split_streams import split_streams
 from lowering.state import Allocation, Part, Repeat, State, Step, contiguous
 from lowering.statement import extents
 from lowering.summed import summed_together
-from lowering.targets import TARGETS, Target
-from lowering.tiling import identity, tile
+from lowering.targets import TARGETS
+from lowering.tiling import identity
 from lowering.together import together
 from lowering.torch_module import torch_module
 from lowering.triton_source import triton_source
-from lowering.walking import walking
 from lowering.weighing import Work, weighed
 from lowering.write_out import cover, write_out
-from tdsl.dtypes import WEAK, category, dtype_of, written
-from tdsl.errors import Unsupported
+from tdsl.dtypes import category, dtype_of, written
 from tdsl.infer import Spec, infer, resolve
 from tdsl.ir import REDUCTION_OF, Access, Const, Index, Loop, Program, Statement, statements
 from tdsl.ops import DTYPES
@@ -269,7 +261,7 @@ def _seconds(state: State, known: dict[Work, float]) -> dict[Work, float]:
     memory = memory_of(state)
     for kernel in state.plan.kernels:
         if (kernel.statements, kernel.stores) not in known:
-            known[kernel.statements, kernel.stores] = _predicted(kernel, state.target, _fitted(kernel, state, seen_by(kernel, state, memory))).seconds
+            known[kernel.statements, kernel.stores] = predicted(kernel, state.target, fitted(kernel, state, seen_by(kernel, state, memory))).seconds
     return {(kernel.statements, kernel.stores): known[kernel.statements, kernel.stores] for kernel in state.plan.kernels}
 
 
@@ -304,7 +296,7 @@ def tile_kernels(state: State) -> State:
         # The first write of a tensor sets its elements; later ones go into what stands there.
         here = seen_by(kernel, state, replace(memory, updated=frozenset(t for t in memory.updated if t in made)))
         shapes = here.shapes
-        tiled, cpp = _in_cpp(kernel, state, here)
+        tiled, cpp = in_cpp(kernel, state, here)
         if tiled is None and state.cpp and state.spread:  # torch code sees tensors as they are
             return tile_kernels(plan_kernels(normalize_part(state.spread)))
         if tiled is None and state.cpp and state.blocks and takes_blocks(kernel, state.dtypes):  # no C++ after all: products alone
@@ -312,7 +304,7 @@ def tile_kernels(state: State) -> State:
         if tiled is None and state.cpp and kernel.name in (state.chunks or {}):  # likewise: each kernel for itself
             return tile_kernels(plan_kernels(replace(state, chunks=None)))
         if tiled is None:
-            tiled = _fitted(kernel, state, here)
+            tiled = fitted(kernel, state, here)
             if tiled.unfit and walks_rows(kernel, state):  # no room for the sums of a row: each kernel for itself
                 return tile_kernels(plan_kernels(replace(state, chunks=None)))
             if kernel.name in state.control.schedules:
@@ -334,88 +326,6 @@ def tile_kernels(state: State) -> State:
             allocate.append(Allocation(name, state.shape_of(name), memory.storage(name), fill))
         steps.append(Step(tiled, tuple(allocate), frozenset(direct), cpp=cpp))
     return replace(state, steps=tuple(steps))
-
-
-def _fitted(kernel: KernelPlan, state: State, memory: Memory) -> tile_ir.Kernel:
-    """A kernel in the tiles that it gets by default."""
-    walks = walks_rows(kernel, state)
-    tiles = partial(tiles_of, kernel, memory, state.input_precision, exact=state.target.backend == "cpu", walks=walks)
-    schedules = candidates(kernel, memory.strides, {**state.dtypes, **state.stored}, state.target, state.input_precision, walks)
-    return best_fit(map(tiles, schedules), state.target, partial(_predicted, kernel, state.target))
-
-
-def walks_rows(kernel: KernelPlan, state: State) -> bool:
-    """Whether programs of a GPU walk rows one by one in a kernel."""
-    return state.target.backend != "cpu" and kernel.name in (state.chunks or {})
-
-
-def seen_by(kernel: KernelPlan, state: State, memory: Memory) -> Memory:
-    """What a kernel sees of its tensors."""
-    chunks = (state.chunks or {}).get(kernel.name)
-    if chunks is None:
-        return memory
-    shapes = {t: chunks.shape(t, shape) for t, shape in state.shapes.items()}
-    return replace(memory, shapes=shapes, strides={t: chunks.strides(t, steps) for t, steps in memory.strides.items()})
-
-
-def _predicted(plan: KernelPlan, target: Target, kernel: tile_ir.Kernel) -> Prediction:
-    return predict(plan, kernel, target)
-
-
-def memory_of(state: State) -> Memory:
-    """What the kernels of a planned program must know of its tensors."""
-    assert state.inferred is not None
-    strides = {name: state.strides.get(name) or contiguous(shape) for name, shape in state.shapes.items()}
-    counts = Counter(s.target.tensor for s in statements(state.program.body))
-    double = "float64" in state.dtypes.values()  # numbers keep all of their digits then
-    compared = compared_values(state.program, state.saved)
-    return Memory(
-        state.shapes,
-        strides,
-        state.dtypes,
-        state.inferred.weak,
-        by_value=state.target.backend == "cpu" or not double,
-        updated=frozenset(t for t, n in counts.items() if n > 1 or t in state.program.inputs or t in state.aliases),
-        stored={**state.stored, **{n: "float64" for n in _of_numbers(state) if double and DTYPES[state.dtypes[n]].kind == "float"}},
-        compares=any(respelled(e) for e in compared),
-        fused=not any(rounds_between(e) for e in compared),
-        narrow=state.target.float8,
-    )
-
-
-def _of_numbers(state: State) -> frozenset[str]:
-    """Python numbers, and intermediates that are made of nothing else."""
-    assert state.inferred is not None
-    ranks = {t: -1 if t in state.inferred.weak else len(shape) for t, shape in state.shapes.items()}
-    inside = {s.target.tensor: s for s in statements(state.program.body)}
-    outside = {*state.program.inputs, *state.program.results} - state.saved
-    made = {t for t, s in inside.items() if t not in outside and dtype_of(s.value, state.dtypes, ranks)[1] == WEAK}
-    return state.inferred.weak | made
-
-
-def tiles_of(kernel: KernelPlan, memory: Memory, precision: str, schedule: Schedule, *, exact: bool, walks: bool) -> tile_ir.Kernel:
-    made = tile(kernel, schedule, memory, exact=exact)
-    return replace(walking(made) if walks else made, input_precision=precision)
-
-
-def _in_cpp(kernel: KernelPlan, state: State, memory: Memory) -> tuple[tile_ir.Kernel | None, CppKernel | None]:
-    """A kernel as C++; None twice where it is better as torch code, or needs what only that has."""
-    blocks = state.blocks and takes_blocks(kernel, state.dtypes)
-    if not state.cpp or not (blocks or takes_cpp(kernel, state.dtypes)):
-        return None, None
-    if only_sums(kernel.statements):  # each is a loop of its own to the tiler; the printer makes them one
-        kernel = replace(kernel, stream=())
-    try:
-        schedule = block_schedule(kernel) if blocks else cpp_schedule(kernel, memory.strides)
-        tiled = tile(kernel, schedule, memory, exact=True)
-        shared = {state.shares.get(t, t) for t in kernel.writes}
-        names = [t for t in (*kernel.reads, *kernel.writes) if state.shares.get(t, t) in shared]
-        overlap = frozenset(t for t in names if sum(state.shares.get(o, o) == state.shares.get(t, t) for o in names) > 1)
-        cpp = cpp_source(tiled, overlap)
-    except Unsupported:
-        return None, None
-    points = max(math.prod(extents(s).values()) for s in kernel.statements)
-    return tiled, cpp if points >= PARALLEL and not overlap else replace(cpp, parallel=False)
 
 
 def print_kernels(state: State) -> State:

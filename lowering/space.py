@@ -20,8 +20,8 @@ from itertools import product
 from lowering import tile_ir as ir
 from lowering.candidates import candidates, family
 from lowering.choice import best_fit, forms, told
-from lowering.compiler import memory_of, seen_by, tiles_of, walks_rows
 from lowering.cost import predict
+from lowering.fitting import memory_of, seen_by, tiles_of, walks_rows
 from lowering.forms import dressed, schedule_of
 from lowering.pairs import ROWS, pair_rows, pair_schedule
 from lowering.plan import KernelPlan
