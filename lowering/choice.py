@@ -64,9 +64,10 @@ def by_hand(kernel: ir.Kernel, given: Config, target: Target) -> ir.Kernel:
 
 def told(kernel: ir.Kernel, target: Target) -> ir.Kernel:
     """The kernel with what the assembler is told of registers: but for wgmma that a thread may have all. Left to itself it spills some,
-    at 80 registers of 255, for the sake of a third block per SM."""
+    at 80 registers of 255, for the sake of a third block per SM; at 48 with tiles of three dimensions."""
     dots = [op for op in ir.operations(kernel.body) if isinstance(op, ir.Dot)]
-    if target.backend == "cuda" and any(vector_dot(op, kernel, target) or target.name != "cuda:90" for op in dots):
+    solid = not dots and any(len(op.dst.axes) > 2 for op in ir.operations(kernel.body) if isinstance(op, ir.Elementwise))
+    if target.backend == "cuda" and (solid or any(vector_dot(op, kernel, target) or target.name != "cuda:90" for op in dots)):
         return replace(kernel, max_registers=min(target.registers_thread, target.registers_sm // (kernel.num_warps * target.warp)))
     return kernel
 

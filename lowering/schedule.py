@@ -141,7 +141,7 @@ def _other_sides(m: int, n: int, tile_m: int, tile_n: int, tensor_cores: bool, t
     long = (
         ((32, 128), (128, 32), (16, 128), (128, 16))
         if not tensor_cores
-        else ((64, 256), (256, 64), (64, 128), (128, 64), (32, 256), (256, 32), (32, 128), (128, 32), (16, 256), (256, 16))
+        else ((64, 256), (256, 64), (64, 128), (128, 64), (32, 256), (256, 32), (32, 128), (128, 32), (16, 256), (256, 16), (16, 128), (128, 16))
     )
     yield from ((a, b) for a, b in long if a <= power_of_two(m) and b <= power_of_two(n))
     while max(tile_m, tile_n) > DOT_MIN:
