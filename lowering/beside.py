@@ -55,14 +55,10 @@ def _before(kernels: Sequence[KernelPlan]) -> list[set[int]]:
     for n, k in enumerate(kernels):
         mine: set[int] = set()
         for m in range(n):
-            if _waits(k, kernels[m]):
+            if k.waits_for(kernels[m]):
                 mine |= {m} | found[m]
         found.append(mine)
     return found
-
-
-def _waits(later: KernelPlan, earlier: KernelPlan) -> bool:
-    return bool({*earlier.writes} & {*later.reads, *later.writes} or {*earlier.reads} & {*later.writes})
 
 
 def _in_order(kernels: Sequence[KernelPlan], joined: KernelPlan) -> list[KernelPlan]:
@@ -78,7 +74,7 @@ def _in_order(kernels: Sequence[KernelPlan], joined: KernelPlan) -> list[KernelP
 
 def _joined(a: KernelPlan, b: KernelPlan, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str]) -> KernelPlan | None:
     """Both kernels in one, on the index names of `a`; None where they walk different elements or depend on each other."""
-    if {*a.writes} & {*b.reads, *b.writes} or {*a.reads} & {*b.writes} or any(not plain(s.target) for s in (*a.statements, *b.statements)):
+    if b.waits_for(a) or any(not plain(s.target) for s in (*a.statements, *b.statements)):
         return None
     if {s.target.tensor for s in a.statements} & {s.target.tensor for s in b.statements}:
         return None

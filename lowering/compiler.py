@@ -19,10 +19,11 @@ from lowering.collapse import collapse
 from lowering.configured import configured
 from lowering.contraction import contraction
 from lowering.control import RECOMPUTE, STORE, Control, saving_name
+from lowering.cost import predict
 from lowering.cpp_schedule import CPU_SPLIT, takes_blocks, takes_cpp
 from lowering.divide import divide, merged, on_parts, trimmed
 from lowering.edited import edited
-from lowering.fitting import fitted, in_cpp, memory_of, predicted, seen_by, tiles_of, walks_rows
+from lowering.fitting import fitted, in_cpp, memory_of, seen_by, tiles_of, walks_rows
 from lowering.fold import fold_in
 from lowering.indirect import places_of_products, wide_sums
 from lowering.normalize import normalize
@@ -261,7 +262,7 @@ def _seconds(state: State, known: dict[Work, float]) -> dict[Work, float]:
     memory = memory_of(state)
     for kernel in state.plan.kernels:
         if (kernel.statements, kernel.stores) not in known:
-            known[kernel.statements, kernel.stores] = predicted(kernel, state.target, fitted(kernel, state, seen_by(kernel, state, memory))).seconds
+            known[kernel.statements, kernel.stores] = predict(kernel, fitted(kernel, state, seen_by(kernel, state, memory)), state.target).seconds
     return {(kernel.statements, kernel.stores): known[kernel.statements, kernel.stores] for kernel in state.plan.kernels}
 
 

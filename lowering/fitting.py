@@ -11,7 +11,7 @@ from lowering import tile_ir
 from lowering.candidates import candidates
 from lowering.choice import best_fit
 from lowering.compared import compared_values, respelled, rounds_between
-from lowering.cost import Prediction, predict
+from lowering.cost import predict
 from lowering.cpp_schedule import PARALLEL, block_schedule, cpp_schedule, only_sums, takes_blocks, takes_cpp
 from lowering.cpp_source import CppKernel, cpp_source
 from lowering.evaluate import Memory
@@ -19,7 +19,6 @@ from lowering.plan import KernelPlan
 from lowering.schedule import Schedule
 from lowering.state import State, contiguous
 from lowering.statement import extents
-from lowering.targets import Target
 from lowering.tiling import tile
 from lowering.walking import walking
 from tdsl.dtypes import WEAK, dtype_of
@@ -33,7 +32,7 @@ def fitted(kernel: KernelPlan, state: State, memory: Memory) -> tile_ir.Kernel:
     walks = walks_rows(kernel, state)
     tiles = partial(tiles_of, kernel, memory, state.input_precision, exact=state.target.backend == "cpu", walks=walks)
     schedules = candidates(kernel, memory.strides, {**state.dtypes, **state.stored}, state.target, state.input_precision, walks)
-    return best_fit(map(tiles, schedules), state.target, partial(predicted, kernel, state.target))
+    return best_fit(map(tiles, schedules), state.target, lambda tiled: predict(kernel, tiled, state.target))
 
 
 def walks_rows(kernel: KernelPlan, state: State) -> bool:
@@ -48,11 +47,6 @@ def seen_by(kernel: KernelPlan, state: State, memory: Memory) -> Memory:
         return memory
     shapes = {t: chunks.shape(t, shape) for t, shape in state.shapes.items()}
     return replace(memory, shapes=shapes, strides={t: chunks.strides(t, steps) for t, steps in memory.strides.items()})
-
-
-def predicted(plan: KernelPlan, target: Target, kernel: tile_ir.Kernel) -> Prediction:
-    """`predict`, by what best_fit knows last."""
-    return predict(plan, kernel, target)
 
 
 def memory_of(state: State) -> Memory:

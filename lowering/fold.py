@@ -97,7 +97,7 @@ def _linked(a: KernelPlan, b: KernelPlan, kernels: Sequence[KernelPlan]) -> bool
     m, n = sorted(next(i for i, k in enumerate(kernels) if k is x) for x in (a, b))
     later = kernels[n]
     others = [k for k in kernels[m:n] if not (k is b and later is a)]
-    return any({*k.writes} & {*later.reads, *later.writes} or {*k.reads} & {*later.writes} for k in others)
+    return any(later.waits_for(k) for k in others)
 
 
 def _joined(a: KernelPlan, b: KernelPlan, plan: Plan) -> tuple[KernelPlan, Chunks] | None:

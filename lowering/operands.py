@@ -31,14 +31,17 @@ def stored_operands(program: Program, finished: Callable[[Program], State], seco
     """The finished `program`, with the computed operands stored for which that is predicted to be faster. Never one that is larger than all
     inputs and outputs together. finished: what the rest of a stage makes of a program. seconds: what each kernel is predicted to take."""
     best = finished(program)
+    known: Mapping[Work, float] | None = None  # what the best takes, once something is compared with it
     for terms in _computed(program, best):
         changed, name = _stored(program, terms)
         other = finished(changed)
         outside = sum(tensor_bytes(other.shapes[t], other.dtypes[t]) for t in (*program.inputs, *program.results))
         if tensor_bytes(other.shapes[name], other.dtypes[name]) <= outside:
-            stored, made_again = apart(seconds(other), seconds(best))
+            known = seconds(best) if known is None else known
+            found = seconds(other)
+            stored, made_again = apart(found, known)
             if stored < WIN * made_again:
-                best, program = other, changed
+                best, program, known = other, changed, found
     return best
 
 

@@ -48,6 +48,10 @@ class KernelPlan:
     whole: tuple[str, ...] = ()
     repeat: tuple[str, ...] = ()
 
+    def waits_for(self, earlier: KernelPlan) -> bool:
+        """Whether this kernel must run after an earlier one: it reads what that one writes, or writes what that one reads or writes."""
+        return bool({*earlier.writes} & {*self.reads, *self.writes} or {*earlier.reads} & {*self.writes})
+
     @property
     def notation(self) -> str:
         """The statements as text."""
@@ -71,6 +75,12 @@ class Plan:
     dtypes: Mapping[str, str]
     recomputed: frozenset[str] = frozenset()
     choices: tuple[Choice, ...] = ()
+
+    @property
+    def updated(self) -> set[str]:
+        """Tensors whose memory more than one statement writes, or that held something before."""
+        written = [s.target.tensor for k in self.kernels for s in k.statements if s.target.tensor in k.stores]
+        return {t for t in written if written.count(t) > 1 or t in self.program.inputs}
 
     def made_again(self, kernel: KernelPlan) -> tuple[str, ...]:
         """What a kernel makes for itself although others make it too, instead of one of them writing it to memory."""

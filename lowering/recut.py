@@ -65,7 +65,7 @@ def recut(plan: Plan, kernel: KernelPlan, parts: int) -> Recut | None:
 
 def _cut(plan: Plan, kernel: KernelPlan, parts: int) -> Recut | None:
     """The same for sums that are in one part, by a kernel more that sums the parts up."""
-    written = [s.target.tensor for k in plan.kernels for s in k.statements if s.target.tensor in k.stores]
+    updated = plan.updated
     taken = {*plan.shapes}
     first: list[Statement] = []
     second: list[Statement] = []
@@ -74,7 +74,7 @@ def _cut(plan: Plan, kernel: KernelPlan, parts: int) -> Recut | None:
     for s in kernel.statements:
         name = s.target.tensor
         along = s.reduced[0] if len(s.reduced) == 1 else ""
-        if kernel.extents.get(along, 0) % parts or not along or not plain(s.target) or written.count(name) != 1 or name in plan.program.inputs:
+        if kernel.extents.get(along, 0) % parts or not along or not plain(s.target) or name in updated or name not in kernel.stores:
             return None
         made, merge = split_statement(s, parts, taken)
         first.append(made)
@@ -84,9 +84,9 @@ def _cut(plan: Plan, kernel: KernelPlan, parts: int) -> Recut | None:
     if len({s.reduced for s in kernel.statements}) != 1:
         return None
     dtypes = {**plan.dtypes, **{t: DTYPES[plan.dtypes[name]].compute for t, name in of.items()}}
-    base, _, number = kernel.name.rpartition("_")
+    base = kernel.name.rpartition("_")[0]
     last = max(int(k.name.rpartition("_")[2]) for k in plan.kernels)
-    mine = kernel_of(f"{base}_{number}", first, {*of}, shapes, dtypes)
+    mine = kernel_of(kernel.name, first, {*of}, shapes, dtypes)
     sums = kernel_of(f"{base}_{last + 1}", second, {*kernel.stores}, shapes, dtypes)
     kernels = [x for k in plan.kernels for x in ((mine, sums) if k is kernel else (k,))]
     memory = {**plan.memory, **{t: tensor_bytes(shapes[t], dtypes[t]) for t in of}}

@@ -248,14 +248,14 @@ def _all_uses(body: tuple[ir.Operation, ...]) -> set[ir.Value]:
 # B200 at 161, where accumulators come back from tensor memory; A100 from 164 on, where most take 240; MI300X, of 512, from 193 on, and one at a peak of 177.
 _HELD = {"cuda:80": 150, "cuda:90": 165, "cuda:100": 160}
 _HELD_ELSE = 175
-_PEAK = {"hip:gfx942": 176}
+_PEAK, _PEAK_ELSE = {"hip:gfx942": 176}, 195
 # The same with products on the vector units, whose operands are in registers beside it: blocks of 2 x 2 along 64, or of 4 x 4 along 48.
 _HELD_VECTOR, _OPERANDS = 85, 384
 
 
 # Programs that walk rows: 144 by 8 warps take 128 registers, so that two are resident, 152 spill 2; by more warps 0.63 of what there is takes
 # all of it, 0.94 spills. On B200 128 spill 2.
-_HELD_WALKING, _WALKING = {"cuda:100": 120}, 0.65
+_HELD_WALKING, _HELD_WALKING_ELSE, _WALKING = {"cuda:100": 120}, 144, 0.65
 
 
 def fits(kernel: ir.Kernel, target: Target) -> bool:
@@ -269,8 +269,8 @@ def excess(kernel: ir.Kernel, target: Target) -> str:
     most: float = _HELD_VECTOR if found.operands else _HELD.get(target.name, _HELD_ELSE)
     share = min(1.0, target.registers_sm / (kernel.num_warps * target.warp * target.registers_thread))
     if any(isinstance(op, ir.For) and op.ahead for op in kernel.body):
-        most = min(_HELD_WALKING.get(target.name, 144) / share, _WALKING * target.registers_thread)
-    for taken, there in ((found.held, most * share), (found.peak, _PEAK.get(target.name, 195) * share), (found.operands, _OPERANDS)):
+        most = min(_HELD_WALKING.get(target.name, _HELD_WALKING_ELSE) / share, _WALKING * target.registers_thread)
+    for taken, there in ((found.held, most * share), (found.peak, _PEAK.get(target.name, _PEAK_ELSE) * share), (found.operands, _OPERANDS)):
         if taken > there:
             return f"its tiles take {taken:.0f} registers of a thread, and there are {there:.0f} for them on {target.chip}"
     if (shared := shared_bytes(kernel, target)) > target.shared_block:

@@ -49,8 +49,7 @@ WIN = 0.9
 def split_streams(plan: Plan, target: Target, apart: Collection[str] = ()) -> tuple[Plan, dict[str, tuple[int, ...]], dict[str, str]]:
     """`plan` with its long streams in parts where that is predicted to be faster; new tensors with their shapes, and with the tensor
     of which each is a part. apart: what is a part already, and is not cut again, nor what sums it up."""
-    written = [s.target.tensor for k in plan.kernels for s in k.statements if s.target.tensor in k.stores]
-    updated = {t for t in written if written.count(t) > 1 or t in plan.program.inputs}
+    updated = plan.updated
     shapes, parts = dict(plan.shapes), dict[str, str]()
     made: list[tuple[list[Statement], set[str]]] = []
     choices = []

@@ -20,14 +20,10 @@ def summed_together(plan: Plan, parts: Collection[str]) -> Plan:
     """`plan` with the kernels that only sum up some of `parts`, over as many for as many results, as one, where the first of them runs."""
     found: list[KernelPlan] = []
     for k in plan.kernels:
-        for n, other in enumerate(found):
-            waits = any({*x.writes} & {*k.reads, *k.writes} or {*x.reads} & {*k.writes} for x in found[n:])
-            joined = _joined(other, k, plan) if only_parts(k, parts) and only_parts(other, parts) and not waits else None
-            if joined is not None:
-                found[n] = joined
-                break
-        else:
-            found.append(k)
+        sums = [n for n, other in enumerate(found) if only_parts(other, parts) and not any(map(k.waits_for, found[n:]))] if only_parts(k, parts) else []
+        joins = ((n, _joined(found[n], k, plan)) for n in sums)
+        n, joined = next(((n, j) for n, j in joins if j is not None), (len(found), k))
+        found[n : n + 1] = [joined]
     return replace(plan, kernels=tuple(found))
 
 

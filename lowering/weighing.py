@@ -33,14 +33,17 @@ def weighed(planned: Callable[[frozenset[str]], Plan], seconds: Callable[[Plan],
     choices: list[Choice] = []
     seen: set[str] = set()
     most = _outside(best)
+    known: Mapping[Work, float] | None = None  # what the best takes, once something is compared with it
     while (name := next((t for t in _shared(best) if t not in seen), None)) is not None:
         seen.add(name)
         other = planned(alone | {name})
         if sum(other.memory.values()) - sum(best.memory.values()) > most or _flops(other) > MORE * _flops(best):
             continue  # memory is not the price of time, and what makes more products again is not worth a look
-        together, by_itself = apart(seconds(best), seconds(other))
+        known = seconds(best) if known is None else known
+        found = seconds(other)
+        together, by_itself = apart(known, found)
         if by_itself < WIN * together:
-            best, alone = other, alone | {name}
+            best, alone, known = other, alone | {name}, found
         chosen = "a kernel of its own" if name in alone else "with what shares its kernel"
         reason = "the faster" if (name in alone) == (by_itself < together) else "not much slower, and nothing between kernels"
         choices.append(Choice(name, chosen, (("together", together), ("by itself", by_itself)), reason))

@@ -32,8 +32,7 @@ def write_out(
     plan: Plan, target: Target, dtypes: Mapping[str, str], precision: str
 ) -> tuple[Plan, dict[str, tuple[int, ...]], dict[str, str]]:
     """`plan` with the short indices of pairs written out; new tensors with their shapes, and with the tensor that each is a part of."""
-    written = [s.target.tensor for k in plan.kernels for s in k.statements if s.target.tensor in k.stores]
-    updated = {t for t in written if written.count(t) > 1 or t in plan.program.inputs}
+    updated = plan.updated
     parts: dict[str, str] = {}
     shapes = dict(plan.shapes)
     kernels = []
