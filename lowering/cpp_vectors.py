@@ -134,8 +134,8 @@ EACH(ceil, __builtin_ceilf)
 EACH(round, __builtin_rintf)
 #endif
 // x / s for many x: a division takes as long as ten products. The quotient by the reciprocal is off by a unit in the last place; what it
-// leaves of x says by how much (P. Markstein, IA-64 and Elementary Functions, chapter 8), unless x is below 1e-35. An infinite quotient
-// leaves no number, and stands.
+// leaves of x says by how much (P. Markstein, IA-64 and Elementary Functions, chapter 8). What is left has bits 2^-48 below x: where x is
+// below 2^-101 they are below the smallest number, and the last bit may be the other one. An infinite quotient leaves no number, and stands.
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
 enum { EXACT_REST = FUSED };
 #else

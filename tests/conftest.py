@@ -68,8 +68,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(autouse=True)
-def settings() -> Iterator[None]:
-    """What a test set, and monkeypatch set back, does not count as set for the next test of its process."""
+def settings(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a test set, and monkeypatch set back, does not count as set for the next test of its process; and each test draws the same
+    random tensors alone, in the suite and again, unless --fuzz asks for fresh ones."""
+    if not request.config.getoption("--fuzz"):
+        torch.manual_seed(0)
     with settings_of_tdsl.using():
         yield
 
