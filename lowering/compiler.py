@@ -19,11 +19,10 @@ from lowering.collapse import collapse
 from lowering.configured import configured
 from lowering.contraction import contraction
 from lowering.control import RECOMPUTE, STORE, Control, saving_name
-from lowering.cost import predict
 from lowering.cpp_schedule import CPU_SPLIT, takes_blocks, takes_cpp
 from lowering.divide import divide, merged, on_parts, trimmed
 from lowering.edited import edited
-from lowering.fitting import fitted, in_cpp, memory_of, seen_by, tiles_of, walks_rows
+from lowering.fitting import fitted, in_cpp, memory_of, seconds, seen_by, tiles_of, walks_rows
 from lowering.fold import fold_in
 from lowering.indirect import places_of_products, wide_sums
 from lowering.normalize import normalize
@@ -33,13 +32,13 @@ from lowering.plan import plan as make_plan
 from lowering.products import split_products
 from lowering.proofs import proved
 from lowering.ragged import Limits, masked
+from lowering.reducing import identity
 from lowering.split import Split, split_reductions
 from lowering.split_streams import split_streams
 from lowering.state import Allocation, Part, Repeat, State, Step, contiguous
 from lowering.statement import extents
 from lowering.summed import summed_together
 from lowering.targets import TARGETS
-from lowering.tiling import identity
 from lowering.together import together
 from lowering.torch_module import torch_module
 from lowering.triton_source import triton_source
@@ -181,8 +180,7 @@ def normalize_part(state: State) -> State:
     program = normalize(program, dtypes, fuses=on_gpu or state.cpp, stored=state.control.pins(STORE))
     split = Split(2 * state.target.sms, passes=False) if on_gpu else CPU_SPLIT if state.cpp else None
     finished = partial(_finished, state, shapes=shapes, dtypes=dtypes, sums=sums, split=split)
-    known: dict[Work, float] = {}
-    return stored_operands(program, finished, lambda s: _seconds(plan_kernels(s), known)) if on_gpu else finished(program)
+    return stored_operands(program, finished, lambda s: _seconds(plan_kernels(s)), state.control) if on_gpu else finished(program)
 
 
 def _finished(
@@ -237,8 +235,8 @@ def plan_kernels(state: State) -> State:
         return _for_cpp(state, make_plan(*given))
     if state.target.backend == "cpu":
         return replace(state, plan=make_plan(*given))
-    known: dict[Work, float] = {}
-    return _in_parts(state, weighed(partial(make_plan, *given), lambda plan: _seconds(_in_parts(state, plan), known)))
+    best = weighed(partial(make_plan, *given), lambda plan: _seconds(_in_parts(state, plan)))
+    return _in_parts(state, replace(best, choices=(*state.choices, *best.choices)))
 
 
 def _in_parts(state: State, plan: Plan) -> State:
@@ -256,14 +254,11 @@ def _in_parts(state: State, plan: Plan) -> State:
     return replace(state, plan=plan, shapes=shapes, dtypes={**state.dtypes, **dtypes}, stored={**state.stored, **stored}, chunks=chunks or state.chunks)
 
 
-def _seconds(state: State, known: dict[Work, float]) -> dict[Work, float]:
-    """What each kernel of a plan is predicted to take. known: what others take; grows."""
+def _seconds(state: State) -> dict[Work, float]:
+    """What each kernel of a plan is predicted to take."""
     assert state.plan is not None
     memory = memory_of(state)
-    for kernel in state.plan.kernels:
-        if (kernel.statements, kernel.stores) not in known:
-            known[kernel.statements, kernel.stores] = predict(kernel, fitted(kernel, state, seen_by(kernel, state, memory)), state.target).seconds
-    return {(kernel.statements, kernel.stores): known[kernel.statements, kernel.stores] for kernel in state.plan.kernels}
+    return {(kernel.statements, kernel.stores): seconds(kernel, state, seen_by(kernel, state, memory)) for kernel in state.plan.kernels}
 
 
 def _for_cpp(state: State, plan: Plan) -> State:

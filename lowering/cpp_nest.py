@@ -11,7 +11,7 @@ from lowering.cpp_axes import SMALL
 from lowering.cpp_prelude import LANES, REGISTER, STORAGE
 from lowering.cpp_values import Values
 from lowering.nests import Nest
-from lowering.tiling import identity
+from lowering.reducing import identity
 from tdsl.ir import Index
 
 # Elements of a tile that is transposed on its way from memory or there: 128 KiB of float32 on the stack.

@@ -17,10 +17,10 @@ from dataclasses import replace
 from lowering.plan import Plan
 from lowering.proofs import proved
 from lowering.ragged import constant, masked
+from lowering.reducing import identity
 from lowering.state import Allocation, Part, Repeat, State, contiguous, leaves, repeats
 from lowering.statement import extents, tensor_bytes
 from lowering.steps import StepProgram, Surroundings, step_program
-from lowering.tiling import identity
 from tdsl.affine import Bound, enclosure, linear
 from tdsl.dtypes import dtype_of, written
 from tdsl.errors import Unsupported

@@ -11,7 +11,7 @@ from lowering import tile_ir
 from lowering.candidates import candidates
 from lowering.choice import best_fit
 from lowering.compared import compared_values, respelled, rounds_between
-from lowering.cost import predict
+from lowering.cost import Prediction, predict
 from lowering.cpp_schedule import PARALLEL, block_schedule, cpp_schedule, only_sums, takes_blocks, takes_cpp
 from lowering.cpp_source import CppKernel, cpp_source
 from lowering.evaluate import Memory
@@ -29,10 +29,39 @@ from tdsl.ops import DTYPES
 
 def fitted(kernel: KernelPlan, state: State, memory: Memory) -> tile_ir.Kernel:
     """A kernel in the tiles that it gets by default."""
+    return replace(_fit(kernel, state, memory)[0], name=kernel.name)
+
+
+def seconds(kernel: KernelPlan, state: State, memory: Memory) -> float:
+    """What a kernel is predicted to take in the tiles that it gets by default."""
+    return _fit(kernel, state, memory)[1].seconds
+
+
+def _fit(kernel: KernelPlan, state: State, memory: Memory) -> tuple[tile_ir.Kernel, Prediction]:
+    """The tiles that a kernel gets by default, found once: plans that are weighed against each other share most of their kernels, and the
+    last of them are tiled."""
     walks = walks_rows(kernel, state)
-    tiles = partial(tiles_of, kernel, memory, state.input_precision, exact=state.target.backend == "cpu", walks=walks)
-    schedules = candidates(kernel, memory.strides, {**state.dtypes, **state.stored}, state.target, state.input_precision, walks)
-    return best_fit(map(tiles, schedules), state.target, lambda tiled: predict(kernel, tiled, state.target))
+    key = (walks, _work(kernel), _view(kernel, memory))
+    if key not in state.fits:
+        tiles = partial(tiles_of, kernel, memory, state.input_precision, exact=state.target.backend == "cpu", walks=walks)
+        schedules = candidates(kernel, memory.strides, {**state.dtypes, **state.stored}, state.target, state.input_precision, walks)
+        made = best_fit(map(tiles, schedules), state.target, lambda tiled: predict(kernel, tiled, state.target))
+        state.fits[key] = made, predict(kernel, made, state.target)
+    return state.fits[key]
+
+
+def _work(kernel: KernelPlan) -> tuple[object, ...]:
+    """A kernel but for its name."""
+    return kernel.statements, kernel.stores, kernel.grid, kernel.stream, kernel.whole, kernel.repeat
+
+
+def _view(kernel: KernelPlan, memory: Memory) -> tuple[object, ...]:
+    """What a kernel sees of its tensors, as a key."""
+    names = dict.fromkeys([*kernel.reads, *kernel.writes, *(s.target.tensor for s in kernel.statements)])
+    seen = [
+        (t, memory.shapes.get(t), memory.strides.get(t), memory.dtypes.get(t), memory.stored.get(t), t in memory.numbers, t in memory.updated) for t in names
+    ]
+    return *seen, memory.by_value, memory.compares, memory.fused, memory.narrow
 
 
 def walks_rows(kernel: KernelPlan, state: State) -> bool:

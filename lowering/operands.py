@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 from lowering.contraction import contraction
+from lowering.control import RECOMPUTE, Control
 from lowering.normalize import cost
+from lowering.recompute import Choice
 from lowering.state import State
 from lowering.statement import extents, plain, tensor_bytes
 from lowering.weighing import Work, apart
@@ -27,26 +29,39 @@ from tdsl.simplify import factors, product
 WIN = 0.97
 
 
-def stored_operands(program: Program, finished: Callable[[Program], State], seconds: Callable[[State], Mapping[Work, float]]) -> State:
+def stored_operands(
+    program: Program, finished: Callable[[Program], State], seconds: Callable[[State], Mapping[Work, float]], control: Control | None = None
+) -> State:
     """The finished `program`, with the computed operands stored for which that is predicted to be faster. Never one that is larger than all
-    inputs and outputs together. finished: what the rest of a stage makes of a program. seconds: what each kernel is predicted to take."""
+    inputs and outputs together, unless a user wants it. finished: what the rest of a stage makes of a program. seconds: what each kernel is
+    predicted to take. control: what a user fixed, by names such as `X.grad.operand`."""
+    control = control or Control()
     best = finished(program)
     known: Mapping[Work, float] | None = None  # what the best takes, once something is compared with it
-    for terms in _computed(program, best):
-        changed, name = _stored(program, terms)
+    choices = []
+    for target, terms, long in _computed(program, best):
+        changed, name = _stored(program, terms, target)
+        pinned = control.pinned.get(name)
+        if pinned == RECOMPUTE or not (long or pinned):
+            continue
         other = finished(changed)
         outside = sum(tensor_bytes(other.shapes[t], other.dtypes[t]) for t in (*program.inputs, *program.results))
-        if tensor_bytes(other.shapes[name], other.dtypes[name]) <= outside:
-            known = seconds(best) if known is None else known
-            found = seconds(other)
-            stored, made_again = apart(found, known)
-            if stored < WIN * made_again:
-                best, program, known = other, changed, found
-    return best
+        if tensor_bytes(other.shapes[name], other.dtypes[name]) > outside and not pinned:
+            continue
+        known = seconds(best) if known is None else known
+        found = seconds(other)
+        stored, made_again = apart(found, known)
+        store = bool(pinned) or stored < WIN * made_again
+        reason = "pinned" if pinned else "the faster" if store == (stored < made_again) else "not much slower, and not in memory"
+        choices.append(Choice(name, "make once" if store else "recompute", (("making it again", made_again), ("through memory", stored)), reason))
+        if store:
+            best, program, known = other, changed, found
+    return replace(best, choices=tuple(choices))
 
 
-def _computed(program: Program, state: State) -> Iterator[list[Expr]]:
-    """The factors of the operands that products of matrices compute, of those products that take longer than another launch."""
+def _computed(program: Program, state: State) -> Iterator[tuple[str, list[Expr], bool]]:
+    """What products of matrices compute as an operand: the target of such a product, the operand's factors, and whether the product takes
+    longer than another launch."""
     body = list(statements(program.body))
     counts = Counter(s.target.tensor for s in body)
     seen: list[list[Expr]] = []
@@ -56,8 +71,7 @@ def _computed(program: Program, state: State) -> Iterator[list[Expr]]:
             continue
         size = extents(s)
         rate = state.target.flops["float16"] * state.target.sustained_flops
-        if 2 * math.prod(size.values()) / rate < state.target.launch:
-            continue
+        long = 2 * math.prod(size.values()) / rate >= state.target.launch
         for side in (c.lhs, c.rhs):
             terms = list(side)
             value = product(terms)
@@ -69,21 +83,21 @@ def _computed(program: Program, state: State) -> Iterator[list[Expr]]:
                 continue
             if not any(len(terms) == len(other) and renamings(terms, other, {}) for other in seen):
                 seen.append(terms)
-                yield terms
+                yield s.target.tensor, terms, long
 
 
-def _stored(program: Program, terms: list[Expr]) -> tuple[Program, str]:
-    """`program` with a product of some factors as a tensor, under its name, in place of them wherever they stand."""
-    names = {t.target.tensor for t in statements(program.body)} | {*program.inputs}
+def _stored(program: Program, terms: list[Expr], of: str) -> tuple[Program, str]:
+    """`program` with a product of some factors, an operand of `of`, as a tensor in place of them wherever they stand; and its name."""
+    name = fresh_name(f"{of}.operand", {t.target.tensor for t in statements(program.body)} | {*program.inputs})
     body: list[Statement] = []
-    name = ""
+    made = False
     indices = free_indices(product(terms))
     size: dict[str, int] = {}
     for s in statements(program.body):
         found = _without(s, terms)
-        if found is not None and not name:
-            name = fresh_name(f"{s.target.tensor}.operand", names)
-            to, rest = found
+        if found is not None and not made:
+            made = True
+            to, _ = found
             back = {new: old for old, new in to.items()}
             size = {back[i]: n for i, n in extents(s).items() if i in back}
             ranges = tuple(replace(r, index=back[r.index]) for r in s.ranges if r.index in back)

@@ -14,11 +14,13 @@ from tdsl.affine import Bound
 from tdsl.ir import Program
 
 if TYPE_CHECKING:
+    from lowering.cost import Prediction
     from lowering.cpp_source import CppKernel
     from lowering.fold import Chunks
     from lowering.kernel_source import KernelSource
     from lowering.plan import Plan
     from lowering.ragged import Limits
+    from lowering.recompute import Choice
     from lowering.steps import View
     from tdsl.infer import Inferred, Spec
 
@@ -94,6 +96,8 @@ class State:
     cpp_from: points of a statement from which a CPU's kernels are C++, None: never; cpp: whether these are.
     control: what a user fixed. chunks: how some kernels see their tensors; None: none may. blocks: whether kernels of products
     may be C++ that multiplies tile by tile. spread: the same with all indices, where some that stand side by side are one here.
+    choices: what was weighed before there was a plan. fits: the tiles of kernels that were looked for before, whatever plan they were
+    of; states that come of each other share it, and it grows.
     """
 
     program: Program
@@ -123,6 +127,8 @@ class State:
     chunks: Mapping[str, Chunks] | None = field(default_factory=dict)
     blocks: bool = True
     spread: State | None = None
+    choices: tuple[Choice, ...] = ()
+    fits: dict[object, tuple[tile_ir.Kernel, Prediction]] = field(default_factory=dict, compare=False, repr=False)
 
     def shape_of(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, as who calls the program sees it."""

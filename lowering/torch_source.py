@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 
 from lowering import tile_ir as ir
-from lowering.tiling import identity
+from lowering.reducing import identity
 from lowering.torch_convolution import convolution
 from lowering.torch_memory import Memory, literal_shape, number_text
 from tdsl.ir import free_indices

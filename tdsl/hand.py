@@ -17,6 +17,7 @@ from tdsl.errors import ArgumentError, NameError_
 from tdsl.ir import Program, statements
 
 Choice: TypeAlias = "Config | str | Path | None"
+_OPERAND = re.compile(r"(.+)\.operand\d*")
 _KERNEL = re.compile(r"(\w+)_(\d+)(?: \(saves .+\))?")
 
 
@@ -63,9 +64,12 @@ def intermediates(program: Program, flat: Program) -> tuple[str, ...]:
 
 def _known_intermediate(name: str, program: Program, flat: Program) -> None:
     known = intermediates(program, flat)
-    if name not in known:
+    product = _OPERAND.fullmatch(name)
+    written = {*program.results, *known, *(f"{t}.grad" for t in (*program.inputs, *known))}
+    if name not in known and not (product and product.group(1) in written):
         what = f"{name} is an output, which is stored anyway" if name in program.results else f"{name} is no intermediate of {program.name}"
-        raise NameError_(what, help=f"its intermediates are {', '.join(known) or 'none'}")
+        computed = "; plan().choices names operands that products compute, such as `X.grad.operand`"
+        raise NameError_(what, help=f"its intermediates are {', '.join(known) or 'none'}{computed}")
 
 
 def _known_kernel(name: str, program: Program, flat: Program) -> str:

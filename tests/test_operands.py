@@ -9,6 +9,7 @@ import torch
 
 import tdsl
 from lowering.contraction import contraction
+from lowering.plan import Plan
 from lowering.targets import TARGETS
 from tdsl.explain import predictions
 from tdsl.ir import Access
@@ -68,3 +69,23 @@ def test_values(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert any("operand" in s.target.tensor for k in found.plan(*small, target="cuda:90").kernels for s in k.statements)
     for actual, wanted in zip(found(*small), expected(*args, cotangent), strict=True):
         torch.testing.assert_close(actual.double(), wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_the_choice_is_named_and_can_be_pinned() -> None:
+    small = ["bf16[64,512]", "bf16[512,512]", "bf16[512]"]
+
+    def backward(choice: str | None, args: list[str]) -> Plan:
+        f = tdsl.function(LINEAR.format("gelu"))
+        f.schedule({"X.grad.operand": choice})
+        found = lowered(f, args, "cuda:90", gradient=True)[-1].state.plan
+        assert found is not None
+        return found
+
+    free = backward(None, LARGE)
+    assert ("X.grad.operand", "make once", "the faster") in [(c.subject, c.chosen, c.reason) for c in free.choices]
+    assert free.memory == backward("store", LARGE).memory and "X.grad.operand" in free.memory
+    assert "X.grad.operand" not in backward("recompute", LARGE).memory
+    assert "X.grad.operand" not in backward(None, small).memory
+    assert "X.grad.operand" in backward("store", small).memory
+    with pytest.raises(tdsl.errors.NameError_, match=r"Q\.grad\.operand is no intermediate of f"):
+        tdsl.function(LINEAR.format("gelu")).schedule({"Q.grad.operand": "store"})
