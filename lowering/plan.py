@@ -24,6 +24,7 @@ from lowering.targets import Target
 from tdsl.errors import ArgumentError
 from tdsl.ir import Program, Range, Statement, reads, statements
 from tdsl.printer import print_statement
+from tdsl.traced import with_symbols
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +55,9 @@ class KernelPlan:
 
     @property
     def notation(self) -> str:
-        """The statements as text."""
-        return "\n".join(print_statement(replace(s, ranges=tuple(Range(r.index) for r in s.ranges))) for s in self.statements)
+        """The statements as text; a size that they count with by its name, where the kernel serves others too."""
+        with with_symbols():
+            return "\n".join(print_statement(replace(s, ranges=tuple(Range(r.index) for r in s.ranges))) for s in self.statements)
 
     @property
     def inner(self) -> tuple[str, ...]:
