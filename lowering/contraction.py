@@ -11,6 +11,7 @@ from lowering.statement import extents
 from tdsl.ir import Access, Expr, Statement, expressions, free_indices, walk
 from tdsl.pairwise import groups
 from tdsl.simplify import factors
+from tdsl.traced import estimates
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ def contraction(s: Statement) -> Contraction | None:
     return Contraction(batch, m, n, k, tuple(lhs), tuple(rhs), outer)
 
 
+@estimates()
 def statement_flops(s: Statement) -> int:
     """Floating-point operations of a statement, a multiply-add being two."""
     points = math.prod(extents(s).values())

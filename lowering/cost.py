@@ -42,7 +42,7 @@ from lowering.schedule import WGMMA, WGMMA_ROWS
 from lowering.targets import Target
 from tdsl.ir import Call, Const, Expr, Index, free_indices
 from tdsl.ops import DTYPES, OPS, STORED_ONLY
-from tdsl.traced import whole
+from tdsl.traced import estimates, whole
 
 # One special-function result takes as long as this many instructions of the vector units (16 lanes beside 128).
 _SPECIAL_COST = 8.0
@@ -76,6 +76,7 @@ class Prediction:
     terms: Mapping[str, float] = field(hash=False)
 
 
+@estimates()
 def predict(plan: KernelPlan, kernel: ir.Kernel, target: Target, *, compiled: bool = True) -> Prediction:
     """The roofline of a planned kernel with its tiles. compiled: whether its operations are one piece of machine code; else each
     is a call of its own, whose result passes through memory where the cache does not hold it."""

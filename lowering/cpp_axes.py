@@ -28,6 +28,7 @@ class Axes:
         self.plan: Nests = nests(kernel)
         self.same = dict(self.plan.same)  # values that live in another one's array
         self.integers: dict[str, int] = {}
+        self.counts: dict[int, str] = {}  # sizes that the kernel counts with, by value
         self.calls: set[str] = set()
         self.stored_types: dict[str, str] = {}  # of local arrays that are wider than their value
         self.arrays = {v.name: v for v in self.plan.arrays}

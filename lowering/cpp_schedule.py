@@ -19,6 +19,7 @@ from lowering.split import Split
 from lowering.statement import power_of_two
 from tdsl.ir import Access, Expr, Index, Statement, children, expressions, free_indices, reads, walk
 from tdsl.ops import DTYPES
+from tdsl.traced import estimates
 
 Axis = tuple[str, ...]  # the indices of one, outermost first
 
@@ -206,6 +207,7 @@ def _values(s: Statement) -> list[Expr]:
 # The vector axis
 
 
+@estimates()
 def _traffic(kernel: KernelPlan, lane: tuple[str, ...], extent: int, strides: Mapping[str, tuple[int, ...]]) -> float:
     """Loads, stores and operations of a kernel if `lane` is its vector axis; a vector of neighbours counts as one."""
     size = kernel.extents

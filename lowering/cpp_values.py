@@ -8,12 +8,13 @@ from collections.abc import Iterator, Mapping
 
 from lowering import cpp_math
 from lowering import tile_ir as ir
-from lowering.cpp_axes import Axes
+from lowering.cpp_axes import SMALL, Axes
 from lowering.cpp_prelude import HALVES, REGISTER
 from tdsl.affine import linear
 from tdsl.errors import Unsupported
 from tdsl.ir import Call, Clamp, Const, Expr, Index, Pad
 from tdsl.ops import DTYPES, OPS, REDUCTIONS
+from tdsl.traced import is_traced, whole
 
 # Bytes of a tensor that a core's share of the caches does not keep until somebody reads it: it goes to memory past them, without
 # being read first. Softmax's backward over 4096 x 1024 numbers on one core of a Zen 4: 2.3 ms with stores as usual, 1.7 ms with these.
@@ -127,6 +128,9 @@ class Values(Axes):
     def number(self, value: float | int | bool, dtype: str) -> str:
         if dtype in ("float16", "bfloat16"):
             return self.cast(self.number(value, "float32"), "float32", dtype)
+        if is_traced(value) and DTYPES[dtype].kind == "float" and value > SMALL:  # an argument, as the sizes of axes are
+            name = self.counts.setdefault(whole(value), f"count_{len(self.counts)}")
+            return self.cast(self.integer(name, whole(value)), "int64", dtype)
         if DTYPES[dtype].kind == "float":
             value = float(value)
             end = "f" if dtype == "float32" else ""

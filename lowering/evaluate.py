@@ -19,7 +19,7 @@ from tdsl.dtypes import SCALAR, TENSOR, WEAK, Typed, dtype_of, join
 from tdsl.errors import Unsupported
 from tdsl.ir import Access, Call, Clamp, Const, Expr, Index, Pad, Statement, free_indices, rebuild, walk
 from tdsl.ops import DTYPES, OPS
-from tdsl.traced import whole
+from tdsl.traced import is_traced, whole
 
 _INT32 = 2**31 - 1
 # Integer operations that are monotonic in each operand (comparisons among them): their bounds are at the ends.
@@ -265,7 +265,7 @@ class Evaluator:
     def _stays_zero(self, op: str, args: list[ir.Operand]) -> frozenset[str]:
         """The axes beyond whose ends all operands are zero, and the result is then."""
         values = [a for a in args if isinstance(a, ir.Value)]
-        scaled = op == "mul" and all(isinstance(a, ir.Value) or math.isfinite(a) for a in args)
+        scaled = op == "mul" and all(isinstance(a, ir.Value | int) or math.isfinite(a) for a in args)
         if op not in _ZERO_OF_ZEROS or not (scaled or len(values) == len(args)):
             return frozenset()
         return frozenset.intersection(*(self.zero_filled.get(v.name, frozenset()) for v in values))
@@ -289,7 +289,7 @@ class Evaluator:
         """`v` in a compute dtype; None: in the one that its own dtype is computed in. Numbers are cast where they are used."""
         if not isinstance(v, ir.Value):
             if compute is not None and DTYPES[compute].kind == "float" and not isinstance(v, float):
-                return float(v)
+                return v if is_traced(v) and self.exact else float(v)  # a CPU's code takes sizes as they come
             return bool(v) if compute == "bool" else v
         wanted = compute or DTYPES[v.dtype].compute
         return v if v.dtype == wanted else self.cast_to(v, wanted, self.typed[v.name])
@@ -306,7 +306,7 @@ class Evaluator:
     def full(self, fill: float | int | bool, typed: Typed, axes: tuple[str, ...] = (), dtype: str | None = None) -> ir.Value:
         """A tile of one number."""
         dtype = dtype or self.compute(typed)
-        value, new = self.make(("full", type(fill), str(fill), axes, dtype), "number", axes, typed, dtype, 0)
+        value, new = self.make(("full", type(fill), fill if is_traced(fill) else str(fill), axes, dtype), "number", axes, typed, dtype, 0)
         if new:
             self.emit(value, ir.Full(value, fill))
         return value

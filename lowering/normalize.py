@@ -38,7 +38,7 @@ from tdsl.ir import (
 from tdsl.ops import OPS
 from tdsl.pairwise import Operand, Path, groups, pairwise
 from tdsl.simplify import drop_dead, factors, merge_same, product, simplify_expr
-from tdsl.traced import whole
+from tdsl.traced import estimates, whole
 
 # Producers cheaper than this many multiply-adds per element are always recomputed inside their consumers.
 CHEAP = 3.0
@@ -195,8 +195,9 @@ def cheapest(s: Statement, operands: Sequence[Operand]) -> Path | None:
     parts = pairwise(s, operands, found, set())
     work = sum(math.prod(size[i] for i in part.indices) for part in parts)
     few = sum(bool({*s.reduced} & key) for key, _ in operands) < 3  # a product of two with a factor of its result is one already
-    nest = math.prod(size.values()) * (MATRICES if not few and _multiplies(parts[0]) else 1.0)
-    return found if work < nest else None
+    with estimates():
+        nest = math.prod(size.values()) * (MATRICES if not few and _multiplies(parts[0]) else 1.0)
+        return found if work < nest else None
 
 
 def _multiplies(s: Statement) -> bool:

@@ -24,6 +24,7 @@ from lowering.weighing import Work, apart
 from tdsl.ir import Access, Expr, Index, Program, Statement, free_indices, fresh_name, statements, substitute, walk
 from tdsl.reassociate import renamings
 from tdsl.simplify import factors, product
+from tdsl.traced import estimates
 
 # What storing one must win, as a share of the time of the kernels that it changes: it takes memory.
 WIN = 0.97
@@ -71,7 +72,8 @@ def _computed(program: Program, state: State) -> Iterator[tuple[str, list[Expr],
             continue
         size = extents(s)
         rate = state.target.flops["float16"] * state.target.sustained_flops
-        long = 2 * math.prod(size.values()) / rate >= state.target.launch
+        with estimates():
+            long = 2 * math.prod(size.values()) / rate >= state.target.launch
         for side in (c.lhs, c.rhs):
             terms = list(side)
             value = product(terms)

@@ -10,6 +10,7 @@ from lowering.statement import plain, tensor_bytes
 from lowering.targets import Target
 from tdsl.ir import Statement, reads
 from tdsl.ops import DTYPES
+from tdsl.traced import estimates
 
 # How many times the time of moving an intermediate its repeated making may take, if it would dominate memory.
 MEMORY_WORTH = 16
@@ -30,6 +31,7 @@ class Choice:
         return f"{self.subject}: {self.chosen} ({self.reason}); {', '.join(f'{what} {seconds * 1e6:.1f} us' for what, seconds in self.costs)}"
 
 
+@estimates()
 def recompute(
     body: Sequence[Statement],
     kept: set[str],

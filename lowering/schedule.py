@@ -17,6 +17,7 @@ from lowering.statement import power_of_two
 from lowering.targets import Target
 from tdsl.ir import Index, free_indices, reads
 from tdsl.ops import DTYPES
+from tdsl.traced import estimates
 
 # tl.dot takes no smaller tiles; a contraction whose free extents are far below wastes its lanes and is multiplied out instead.
 DOT_MIN = 16
@@ -195,6 +196,7 @@ def _widest(kernel: KernelPlan, dtypes: Dtypes) -> int:
     return max((d.bits for d in bits if d.kind == "float"), default=32)
 
 
+@estimates()
 def _waves(m: int, n: int, tile_m: int, tile_n: int, batch: int, sms: int) -> float:
     """The share of the chip that is busy, averaged over the waves of the grid."""
     tiles = -(-m // tile_m) * -(-n // tile_n) * max(1, batch)

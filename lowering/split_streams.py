@@ -29,6 +29,7 @@ from lowering.targets import Target
 from tdsl.ir import REDUCTION_OF, Access, Call, Const, Expr, Index, Statement, free_indices, fresh_name, reads, rebuild
 from tdsl.ops import DTYPES, REDUCTIONS
 from tdsl.simplify import factors, product, simplify_expr
+from tdsl.traced import estimates
 
 # Elements of the stream that a part must have, with and without matrix products: a few tiles, so that its loop is a pipeline.
 PART_DOT, PART = 256, 2048
@@ -93,6 +94,7 @@ def _members(kernel: KernelPlan) -> tuple[Reduction, ...]:
     return found[0] if len(found) == 1 else ()
 
 
+@estimates()
 def _weigh(kernel: KernelPlan, members: Sequence[Reduction], plan: Plan, target: Target) -> tuple[Cut | None, Choice | None]:
     """In how many parts a stream is best: programs without work against the memory that parts pass through and one more launch."""
     size = kernel.extents

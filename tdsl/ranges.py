@@ -323,7 +323,7 @@ class Node:
             if not final and any(i not in self.ranges for i in form.indices):
                 return False
             least, most = enclosure(form, self.ranges, self.sizes.known)
-            if math.isinf(most):
+            if most == math.inf:
                 places = ",".join("N" if d == dim else text_of(e) for d, e in enumerate(target.source.subscripts))
                 raise RangeError(
                     f"the size of dimension {dim} of {name} cannot be inferred: its subscript depends on the values of a tensor",

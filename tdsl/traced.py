@@ -4,20 +4,21 @@
                                 n % 16 == 0   -->   False, and the trace notes that it holds only while n % 16 != 0
 
 A traced integer passes for an int. Arithmetic gives traced integers; each comparison becomes a condition of the trace; and whatever
-needs the number itself (an index, a count of repetitions, a text) ties the trace to it. What was made for some sizes is right for
-others where the conditions hold: then `numbers` gives what the traced integers in it are there. Arithmetic with floats gives plain
-floats and no conditions: costs are estimates. Source of the method: torch's own SymInt and its guards.
+needs the number itself (an index, a count of repetitions, a text, arithmetic with floats) ties the trace to it. What was made for some
+sizes is right for others where the conditions hold: then `numbers` gives what the traced integers in it are there. Inside `estimates`
+floats tie nothing: costs may be those of other sizes. Source of the method: torch's own SymInt and its guards.
 """
 
 from __future__ import annotations
 
+import math
 import operator
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-_printing = threading.local()
+_printing, _estimating = threading.local(), threading.local()
 # Longer expressions are taken for the number that they are.
 _LONGEST, _MOST = 300, 12
 
@@ -88,6 +89,10 @@ class Traced:
             self.trace.fixed[_terms_text(self.terms)] = self.value - self.constant
         return self.value
 
+    def loose(self) -> int:
+        """The number, for arithmetic with floats: the trace is tied to it, but for estimates."""
+        return self.value if _for_estimates() else self.fix()
+
     # -- what needs the number ----------------------------------------------------------------------------------------
 
     __index__ = __int__ = __trunc__ = __floor__ = __ceil__ = fix
@@ -96,7 +101,7 @@ class Traced:
         return self.fix()
 
     def __float__(self) -> float:
-        return float(self.value)
+        return float(self.loose())
 
     def __str__(self) -> str:
         return self.text if getattr(_printing, "symbols", False) else str(self.fix())
@@ -131,8 +136,8 @@ class Traced:
             return NotImplemented
         result = _COMPARE[symbol](self.value, _plain(other))
         trace = self.trace
-        if isinstance(other, int) and trace.open:
-            terms, constant = _linear(other, trace)
+        terms, constant = _linear(other, trace) if isinstance(other, int) else ((), other)  # of another trace, it is a number
+        if trace.open and (isinstance(other, int) or (math.isfinite(other) and not _for_estimates())):
             terms, constant = _sum(self.terms, terms, -1), constant - self.constant
             if terms:
                 sign = -1 if terms[0][1] < 0 else 1
@@ -140,8 +145,6 @@ class Traced:
                 held = symbol if result else _OPPOSITE[symbol]
                 if text not in trace.fixed:
                     trace.note(f"{text} {held if sign > 0 else _TURNED[held]} {sign * constant}")
-        if type(other) is Traced and other.trace is not trace:
-            other.fix()
         return result
 
     def __eq__(self, other: object) -> Any:
@@ -175,7 +178,7 @@ class Traced:
 
     def __add__(self, other: Any) -> Any:
         if not isinstance(other, int):
-            return self.value + other if isinstance(other, float) else NotImplemented
+            return self.loose() + other if isinstance(other, float) else NotImplemented
         terms, constant = _linear(other, self.trace)
         return self._with(_sum(self.terms, terms, 1), self.constant + constant, self.value + _plain(other))
 
@@ -186,7 +189,7 @@ class Traced:
 
     def __sub__(self, other: Any) -> Any:
         if not isinstance(other, int):
-            return self.value - other if isinstance(other, float) else NotImplemented
+            return self.loose() - other if isinstance(other, float) else NotImplemented
         terms, constant = _linear(other, self.trace)
         return self._with(_sum(self.terms, terms, -1), self.constant - constant, self.value - _plain(other))
 
@@ -195,7 +198,7 @@ class Traced:
 
     def __mul__(self, other: Any) -> Any:
         if not isinstance(other, int):
-            return self.value * other if isinstance(other, float) else NotImplemented
+            return self.loose() * other if isinstance(other, float) else NotImplemented
         terms, constant = _linear(other, self.trace)
         value = self.value * _plain(other)
         if not terms:
@@ -216,7 +219,7 @@ class Traced:
         both: tuple[Any, Any] = left, right
         if not isinstance(left, int) or not isinstance(right, int):
             return (
-                _ARITHMETIC[symbol](_plain(left), _plain(right))
+                _ARITHMETIC[symbol](_loose(left), _loose(right))
                 if isinstance(left, int | float) and isinstance(right, int | float)
                 else NotImplemented
             )
@@ -238,10 +241,10 @@ class Traced:
         return self._of("%", other, self)
 
     def __truediv__(self, other: Any) -> float:
-        return self.value / _plain(other)  # type: ignore[no-any-return]
+        return self.loose() / _loose(other)  # type: ignore[no-any-return]
 
     def __rtruediv__(self, other: Any) -> float:
-        return _plain(other) / self.value  # type: ignore[no-any-return]
+        return _loose(other) / self.loose()  # type: ignore[no-any-return]
 
     def __pos__(self) -> Any:
         return self
@@ -325,6 +328,10 @@ def _plain(n: Any) -> Any:
     return n.value if type(n) is Traced else n
 
 
+def _loose(n: Any) -> Any:
+    return n.loose() if type(n) is Traced else n
+
+
 def _fixed(n: Any) -> Any:
     return n.fix() if type(n) is Traced else n
 
@@ -332,6 +339,25 @@ def _fixed(n: Any) -> Any:
 def whole(n: Any) -> int:
     """`n` as an integer: a traced one as it is, which int() would tie to its number."""
     return n if type(n) is Traced else int(n)  # type: ignore[return-value]
+
+
+@contextmanager
+def estimates() -> Iterator[None]:
+    """What is computed with floats inside says what is faster, not what is right, and serves all sizes. A decorator too."""
+    _estimating.depth = getattr(_estimating, "depth", 0) + 1
+    try:
+        yield
+    finally:
+        _estimating.depth -= 1
+
+
+def _for_estimates() -> bool:
+    return bool(getattr(_estimating, "depth", 0))
+
+
+def is_traced(n: object) -> bool:
+    """Whether a number is a traced integer."""
+    return type(n) is Traced
 
 
 @contextmanager

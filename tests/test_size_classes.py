@@ -86,6 +86,37 @@ def test_few_compilations_serve_many_sizes(monkeypatch: pytest.MonkeyPatch) -> N
     assert f.executor.classes.compiled == len(lowered) <= 3
 
 
+COUNTING = (
+    "Y[i] = x[i] * (2.5 * size(x, 0))", "Y[i] = x[i] * (1.0 / size(x, 0))", "Y[i] = x[i] * (size(x, 0) + 0.5)", "Y[i] = x[i] * exp(-size(x, 0) * 0.1)",
+    "def f(x[n]) -> Y[n]:  Y[i] = x[i] / (n - 1.5)", "Y[i] = x[i] * size(x, 0) ** 0.5", "Y[i] = x[i] * sqrt(size(x, 0))", "Y[i] = x[i] + size(x, 0) // 4",
+    "def f(x[n]) -> Y[n]:  Y[i] = where(n > 37.5, x[i], -x[i])", "def f(x[n]) -> Y[n]:  Y[i] = where(i > n / 2, x[i], -x[i])",
+    "Y[i] = tanh(x[i] / size(x, 0)) * size(x, 0)", "Y[i] = maximum(x[i], size(x, 0) / 40)", "Y[i] = x[i] - mean[k](x[k])", "Y[i] = x[i] * rsqrt(var[k](x[k]) + 1)",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", ["torch", "c++", "triton"])
+@pytest.mark.parametrize("text", COUNTING)
+def test_programs_that_count_with_a_size(text: str, backend: str) -> None:
+    """Also where it meets a float, and where what they make of both is known before anything runs."""
+    with config.using(cpu="c++" if backend == "c++" else "torch"):
+        f, g = (tdsl.function(text, backend=b) for b in ("triton" if backend == "triton" else "auto", "reference"))
+        for n in (40, 41) if backend == "triton" else (40, 41, 43, 35, 37, 38, 60, 5, 7, 3):
+            x, y = (torch.linspace(0.1, 2, n).requires_grad_() for _ in range(2))
+            found, wanted = f(x), g(y)
+            torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(torch.autograd.grad(found.sum(), x), torch.autograd.grad(wanted.sum(), y), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("cpu", ["torch", "c++"])
+def test_a_mean_of_one_length_serves_others(cpu: str) -> None:
+    with config.using(cpu=cpu):
+        f = tdsl.function("def norm(x[n,c]) -> Y[n,c]:  Y[n,c] = (x[n,c] - mean[k](x[n,k])) * rsqrt(var[k](x[n,k]) + 1e-5)")
+        for c in range(33, 64):
+            x = torch.randn(3, c)
+            torch.testing.assert_close(f(x), torch.nn.functional.layer_norm(x, (c,)), rtol=1e-4, atol=1e-5)
+        assert f.executor.classes.compiled <= 3
+
+
 def test_sizes_of_a_backward() -> None:
     f = tdsl.function("def mlp(x[n,i], w[o,i], b[o]) -> Y[n,o]:  Z[n,o] += x[n,i] * w[o,i]; Y[n,o] = tanh(Z[n,o] + b[o])")
     w, b = torch.randn(6, 5, requires_grad=True), torch.randn(6, requires_grad=True)
