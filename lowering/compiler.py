@@ -38,7 +38,7 @@ from lowering.split_streams import split_streams
 from lowering.state import Allocation, Part, Repeat, State, Step, contiguous
 from lowering.statement import extents
 from lowering.summed import summed_together
-from lowering.targets import TARGETS
+from lowering.targets import TARGETS, Pays
 from lowering.together import together
 from lowering.torch_module import torch_module
 from lowering.triton_source import triton_source
@@ -46,7 +46,7 @@ from lowering.weighing import Work, weighed
 from lowering.write_out import cover, write_out
 from tdsl.dtypes import category, dtype_of, written
 from tdsl.infer import Spec, infer, resolve
-from tdsl.ir import REDUCTION_OF, Access, Const, Index, Loop, Program, Statement, statements
+from tdsl.ir import REDUCTION_OF, Access, Call, Const, Index, Loop, Program, Statement, statements, walk
 from tdsl.ops import DTYPES
 from tdsl.ssa import covers, versions
 from tdsl.traced import whole, with_symbols
@@ -69,7 +69,7 @@ def compile_program(
     saved: frozenset[str] = frozenset(),
     results: Mapping[str, str] | None = None,
     limits: Limits | None = None,
-    cpp_from: int | None = None,
+    cpp_from: Pays | None = None,
     aliases: Mapping[str, str] | None = None,
     observer: Observer | None = None,
 ) -> State:
@@ -78,8 +78,8 @@ def compile_program(
     saved: outputs that are residuals: like intermediates, they keep the dtype that they are computed in. stored: inputs
     whose dtype in memory is another than the one that promotion takes them for (residuals again). results: dtypes of outputs,
     where they are not those of their last version alone. limits: the most that ranges which depend on the values of tensors are,
-    by `ragged.extent_of`; without them the sizes of tensors bound such ranges. cpp_from: points of a statement from which a CPU's
-    kernels are C++ where they can be; None: never. control: what a user fixed. aliases: versions of inputs that are written into the
+    by `ragged.extent_of`; without them the sizes of tensors bound such ranges. cpp_from: when a CPU's kernels
+    are C++ where they can be; None: never. control: what a user fixed. aliases: versions of inputs that are written into the
     memory of these; the caller has seen that nothing needs what stood there.
 
     Raises Unsupported for what the compiler cannot do yet, and whatever tdsl.infer raises.
@@ -120,8 +120,17 @@ def resolve_ranges(state: State) -> State:
     inferred = infer(state.program, state.specs, state.values, unseen=state.saved)
     dtypes = {**inferred.dtypes, **state.results}
     state = replace(state, inferred=inferred, program=resolve(state.program, inferred), shapes=inferred.shapes, dtypes=dtypes)
-    cpp = state.cpp_from is not None and state.target.backend == "cpu"
-    return replace(state, cpp=cpp and max((_points(node) for node in state.program.body), default=0) >= (state.cpp_from or 0))
+    if state.cpp_from is None or state.target.backend != "cpu":
+        return state
+    large = max((_points(node) for node in state.program.body), default=0) >= state.cpp_from.points
+    several = state.cpp_from.operations is not None and _operations(state.program) >= state.cpp_from.operations
+    return replace(state, cpp=large or several)
+
+
+def _operations(program: Program) -> int:
+    """Scalar functions and reductions, each of which is a call or more of torch code; products that are summed, of matrices mostly, as one."""
+    body = list(statements(program.body))
+    return sum(isinstance(e, Call) for s in body for e in walk(s.value)) + sum(bool(s.reduced) and contraction(s) is None for s in body)
 
 
 def _points(node: Statement | Loop) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from lowering import tile_ir
 from lowering.control import Control
-from lowering.targets import Target
+from lowering.targets import Pays, Target
 from tdsl.affine import Bound
 from tdsl.ir import Program
 
@@ -93,7 +93,7 @@ class State:
     parts: of a program with ordered loops, in the order in which they run; plan and steps hold the kernels of all of them, each
     once. placed: targets whose memory exists before the part; shares: the tensor that a name is
     some elements of. aliases: versions that are the memory of an input, which is written in place. limits: the most that ranges which depend on tensors are.
-    cpp_from: points of a statement from which a CPU's kernels are C++, None: never; cpp: whether these are.
+    cpp_from: when a CPU's kernels are C++, None: never; cpp: whether these are.
     control: what a user fixed. chunks: how some kernels see their tensors; None: none may. blocks: whether kernels of products
     may be C++ that multiplies tile by tile. spread: the same with all indices, where some that stand side by side are one here.
     choices: what was weighed before there was a plan. fits: the tiles of kernels that were looked for before, whatever plan they were
@@ -122,7 +122,7 @@ class State:
     shares: Mapping[str, str] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
     limits: Limits = field(default_factory=dict)
-    cpp_from: int | None = None
+    cpp_from: Pays | None = None
     cpp: bool = False
     chunks: Mapping[str, Chunks] | None = field(default_factory=dict)
     blocks: bool = True

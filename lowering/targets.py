@@ -67,6 +67,15 @@ def _flops(float64: float, float32: float, tf32: float, float16: float, int8: fl
     return MappingProxyType({name: value * 1e12 for name, value in tera.items()})
 
 
+@dataclass(frozen=True, slots=True)
+class Pays:
+    """When a CPU's kernels are worth compiling as C++: from so many points of a statement, or so many operations of a program at any size.
+    operations: None where sizes alone decide."""
+
+    points: int = 0
+    operations: int | None = None
+
+
 TARGETS: Mapping[str, Target] = {
     t.name: t
     for t in (

@@ -58,7 +58,7 @@ SETTINGS: dict[str, Setting] = {
     for s in (
         Setting("backend", "auto", "what runs programs; auto: by the arguments' device", ("auto", "torch", "triton", "reference"), "tdsl.function"),
         Setting("cache", "", "the folder where compiled kernels and reports are kept; empty: the user's cache folder"),
-        Setting("cpu", "auto", "what CPU tensors run; auto: C++ where there is a compiler and sizes are worth it", ("auto", "torch", "c++")),
+        Setting("cpu", "auto", "what CPU tensors run; auto: C++ where a compiler is and it pays, large: for large sizes alone", ("auto", "large", "torch", "c++")),
         Setting("debug", False, "check gather indices on GPUs too, which waits for them; on a CPU they always are"),
     )
 }  # fmt: skip

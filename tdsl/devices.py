@@ -5,11 +5,16 @@ from __future__ import annotations
 import torch
 
 from lowering.cpp_launch import compiler
+from lowering.targets import Pays
 from tdsl.config import config
 
 GPU_BUILD = bool(torch.version.cuda or torch.version.hip)
-# Points of the largest statement from which C++ pays: below, torch code takes tens of microseconds and compiling half a second.
-CPP_FROM = 1 << 15
+# Points of the largest statement from which C++ pays whatever it computes: below, torch code takes microseconds an operation, and
+# compiling a tenth of a second, once for a size class and all processes.
+CPP_POINTS = 1 << 15
+# Operations of a program from which it pays at any size: a call into C++ takes 10 microseconds, torch 6 to 10 for one operation, and 60
+# for the dozen of a layer norm (one core of a shared Xeon at 2 GHz, 16 x 16 and 1 x 768 elements).
+CPP_OPERATIONS = 3
 
 _deterministic = torch._C._get_deterministic_algorithms
 
@@ -38,8 +43,10 @@ def target_of(device: torch.device) -> str:
     return f"cuda:{min(10, max(8, major)) * 10}"
 
 
-def cpp_from() -> int | None:
-    """From how many points of a statement on CPU tensors run C++; None: never."""
+def cpp_from() -> Pays | None:
+    """When CPU tensors run C++; None: never."""
     if config.cpu == "torch" or compiler() is None:
         return None
-    return 0 if config.cpu == "c++" else CPP_FROM
+    if config.cpu == "c++":
+        return Pays()
+    return Pays(CPP_POINTS, CPP_OPERATIONS if config.cpu == "auto" else None)

@@ -7,6 +7,7 @@ from typing import Any
 
 from lowering.cpp_source import cpp_module
 from lowering.report import machine_text
+from lowering.targets import Pays
 from tdsl.arguments import layout
 from tdsl.errors import ArgumentError, Unsupported
 from tdsl.lowered import Runnable, lowered
@@ -28,7 +29,7 @@ def emit(function: Runnable, kind: str, args: Sequence[Any], target: str | None 
     if kind == "torch":
         return executor.lower(layout(program, args, executor.integers), "cpu", cpp=None).text
     if kind == "c++":
-        state = executor.lower(layout(program, args, executor.integers), "cpu", cpp=0)  # whatever the sizes
+        state = executor.lower(layout(program, args, executor.integers), "cpu", cpp=Pays())  # whatever the sizes
         return cpp_module([step.cpp for step in state.steps if step.cpp is not None]) + "\n/*\n" + state.text + "*/\n"
     target = target or function.target_for(args)
     if kind == "plan":

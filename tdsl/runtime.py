@@ -19,7 +19,7 @@ import torch
 from torch.nn import Parameter
 
 from lowering.control import Control
-from lowering.targets import TARGETS
+from lowering.targets import TARGETS, Pays
 from tdsl import reference
 from tdsl.arguments import TORCH_DTYPES, Form, Layout, check_callable, layout, widened
 from tdsl.config import config
@@ -258,12 +258,12 @@ class Executor:
         target: str,
         observer: Observer | None = None,
         limits: Limits = NO_LIMITS,
-        cpp: int | Literal["auto"] | None = "auto",
+        cpp: Pays | Literal["auto"] | None = "auto",
         control: Control | None = None,
     ) -> State:
         """The compiler's result for arguments of a layout. limits: the most that ranges which depend on tensors are.
 
-        cpp: points of a statement from which a CPU's kernels are C++, None for torch code alone; by default what the settings say.
+        cpp: when a CPU's kernels are C++, None for torch code alone; by default what the settings say.
         control: taken as it is, in the place of what the user fixed.
         """
         from lowering.compiler import compile_program  # with this comes most of what there is to import

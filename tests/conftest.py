@@ -24,6 +24,9 @@ import hypothesis
 import pytest
 import torch
 
+# Thousands of small programs are not worth compiling here; tests of C++ ask for it, and the README's run as a user's do.
+os.environ.setdefault("TDSL_CPU", "large")
+
 from tdsl.config import config as settings_of_tdsl
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -16,7 +16,7 @@ from lowering import cpp_launch, cpp_math
 from tdsl import function
 from tdsl.arguments import layout
 from tdsl.config import config
-from tdsl.devices import CPP_FROM
+from tdsl.devices import CPP_OPERATIONS, CPP_POINTS
 from tdsl.errors import ArgumentError, Error, Unsupported
 from tdsl.ir import Program
 from tdsl.lowered import lowered
@@ -395,11 +395,17 @@ def test_every_function_of_the_table_has_a_spelling() -> None:
 # Around the compiler
 
 
-def test_small_programs_run_torch_code(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_programs_of_few_operations_run_torch_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    several = parsed(f"Y[i] = {'tanh(' * CPP_OPERATIONS}x[i]{')' * CPP_OPERATIONS}")
+    few = parsed(f"Y[i] = {'tanh(' * (CPP_OPERATIONS - 1)}x[i]{')' * (CPP_OPERATIONS - 1)}")
+    for cpu, small in (("auto", True), ("large", False)):
+        monkeypatch.setattr(config, "cpu", cpu)
+        assert in_cpp(several, [torch.ones(CPP_POINTS - 1)]) == [small]
+        assert in_cpp(few, [torch.ones(CPP_POINTS - 1)]) == [False]
+        assert in_cpp(few, [torch.ones(CPP_POINTS)]) == [True]
     monkeypatch.setattr(config, "cpu", "auto")
-    program = parsed("Y[i] = tanh(x[i])")
-    assert in_cpp(program, [torch.ones(CPP_FROM - 1)]) == [False]
-    assert in_cpp(program, [torch.ones(CPP_FROM)]) == [True]
+    assert in_cpp(parsed("Y[i,j] += A[i,k] * B[k,j]"), [torch.ones(3, 4), torch.ones(4, 5)]) == [False]
+    assert all(in_cpp(parsed("Y[i] = softmax[i](x[i])"), [torch.ones(3)]))
 
 
 def test_one_library_serves_many_sizes() -> None:

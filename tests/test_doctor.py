@@ -42,7 +42,7 @@ def test_a_keyword_is_nearer_than_an_attribute() -> None:
 
 
 def test_what_a_setting_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(errors.ArgumentError, match=r"tdsl.config.cpu is 'rust'(.|\n)*auto, torch, c\+\+"):
+    with pytest.raises(errors.ArgumentError, match=r"tdsl.config.cpu is 'rust'(.|\n)*auto, large, torch, c\+\+"):
         config.cpu = "rust"
     with pytest.raises(errors.ArgumentError, match="there is no setting 'gpu'"):
         config.gpu = "yes"  # type: ignore[attr-defined]

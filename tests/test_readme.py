@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from tdsl.config import config
+
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 
@@ -34,6 +36,15 @@ def blocks(markdown: str) -> Iterator[Block]:
     """The fenced blocks, in order."""
     for found in re.finditer(r"^```(\w*)\n(.*?)^```$", markdown, re.M | re.S):
         yield Block(found[1], found[2], markdown.count("\n", 0, found.start()) + 2)
+
+
+@pytest.fixture(autouse=True)
+def as_users_run_it(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """With the defaults of all settings."""
+    monkeypatch.delenv("TDSL_CPU", raising=False)
+    with config.using(cpu="auto"):
+        config._given.discard("cpu")
+        yield
 
 
 def matches(expected: str, actual: str) -> bool:
