@@ -289,7 +289,7 @@ class Evaluator:
         """`v` in a compute dtype; None: in the one that its own dtype is computed in. Numbers are cast where they are used."""
         if not isinstance(v, ir.Value):
             if compute is not None and DTYPES[compute].kind == "float" and not isinstance(v, float):
-                return v if is_traced(v) and self.exact else float(v)  # a CPU's code takes sizes as they come
+                return v if is_traced(v) else float(v)  # a size that others may stand for is an argument
             return bool(v) if compute == "bool" else v
         wanted = compute or DTYPES[v.dtype].compute
         return v if v.dtype == wanted else self.cast_to(v, wanted, self.typed[v.name])

@@ -9,6 +9,7 @@ from lowering.addresses import with_axes
 from lowering.descriptors import walked_as_one
 from tdsl.ir import Call, Clamp, Const, Expr, Index, Pad
 from tdsl.ops import DTYPES, OPS
+from tdsl.traced import is_traced, whole
 
 
 class Addresses:
@@ -21,6 +22,7 @@ class Addresses:
     def __init__(self, kernel: ir.Kernel):
         self.kernel = kernel
         self.sizes: dict[str, int] = {}
+        self.counts: dict[int, str] = {}  # names of sizes that the kernel counts with
         self.strides: dict[str, int] = {}
         self.tiles: dict[str, int] = {}
         self.used: set[str] = set()
@@ -132,6 +134,10 @@ class Addresses:
     def number(self, value: float | int | bool) -> str:
         if isinstance(value, float) and (math.isinf(value) or math.isnan(value)):
             return f'float("{value}")'
+        if is_traced(value):  # an argument, as the sizes of indices are
+            name = self.counts.setdefault(whole(value), f"size_{len(self.counts)}")
+            self.sizes[name] = whole(value)
+            return name
         return repr(value)
 
     def dtype(self, name: str) -> str:

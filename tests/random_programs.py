@@ -75,8 +75,11 @@ class _Writer:
             return self.random.choice(["0.5", "2", "-1.5", "1"])
         if kind < 0.2 and allowed:
             return f"(0.1 * {self.random.choice(allowed)})"
-        if kind < 0.3:
+        if kind < 0.25:
             return self.random.choice(["c", "u"])
+        if kind < 0.3:
+            size = f"size({ALONG[self.random.choice('ijk')]}, 0)"
+            return self.random.choice([f"(0.1 * {size})", f"(1 / (1.5 + {size}))", f"(0.2 * {size} - 0.5)", f"exp(-0.3 * {size})"])
         return self.access(self.random.choice(list(self.tensors)), allowed)
 
     def expr(self, allowed: list[str], depth: int) -> str:
